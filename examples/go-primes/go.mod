@@ -1,0 +1,3 @@
+module go-primes
+
+go 1.21

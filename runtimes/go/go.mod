@@ -1,0 +1,3 @@
+module nanogrid
+
+go 1.18

@@ -1,0 +1,1 @@
+"""From an uploaded archive to a published version: unpack, build, probe, publish."""

@@ -1,0 +1,103 @@
+"""Records as rows: the statements of the state store, run on the writer thread."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any, Final
+
+import msgspec
+
+from nanogrid.model.invocation import Event, Invocation, Status
+
+STATUS_NUMBER: Final = {Status.PENDING: 0, Status.PROCESSING: 1, Status.SUCCESS: 2, Status.FAILED: 3}
+
+COLUMNS: Final = (
+    "id, function, status, attempt, worker, lease_until, not_before, touched, created, expires, idem, dead, cancel,"
+    " doc, event, result, log"
+)
+INSERT: Final = f"INSERT INTO invocations ({COLUMNS}) VALUES ({', '.join('?' * 17)})"
+CREATE: Final = INSERT + " ON CONFLICT DO NOTHING"
+# The fencing rule: a terminal state stays; an older attempt is refused; the same attempt belongs to one worker.
+SAVE: Final = (
+    INSERT
+    + " ON CONFLICT (id) DO UPDATE SET status = excluded.status, attempt = excluded.attempt, worker = excluded.worker,"
+    " lease_until = excluded.lease_until, not_before = excluded.not_before, touched = excluded.touched,"
+    " expires = excluded.expires, dead = excluded.dead, doc = excluded.doc,"
+    " event = CASE WHEN LENGTH(excluded.event) > 0 THEN excluded.event ELSE event END,"
+    " result = excluded.result, log = excluded.log"
+    " WHERE invocations.status < 2 AND (invocations.attempt < excluded.attempt OR (invocations.attempt = excluded.attempt"
+    " AND (invocations.status = 0 OR invocations.worker IS excluded.worker)))"
+)
+SELECT: Final = "SELECT doc, event, result, log, cancel, lease_until FROM invocations"
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Invocation).decode
+encode_event = msgspec.msgpack.Encoder().encode
+decode_event = msgspec.msgpack.Decoder(Event).decode
+
+
+def to_row(record: Invocation, now: float, ttl_s: float) -> tuple[Any, ...]:
+    """The row of a record; payloads have columns of their own, so that lists need not read them."""
+    event, result, text = record.event, record.result, record.log
+    record.event, record.result, record.log = b"", None, ""
+    doc = _encode(record)
+    record.event, record.result, record.log = event, result, text
+    expires = now + ttl_s if record.done else None
+    return (
+        record.id, record.function, STATUS_NUMBER[record.status], record.attempt, record.worker, record.lease_until,
+        record.not_before, now, record.created_at, expires, record.idempotency_key, int(record.dead_letter) or None,
+        int(record.cancel_requested) or None, doc, event, result, text or None,
+    )  # fmt: skip
+
+
+def from_row(row: tuple[Any, ...]) -> Invocation:
+    """The record of a `SELECT` row."""
+    doc, event, result, text, cancel, lease_until = row
+    record = _decode(doc)
+    record.event, record.result, record.log = event or b"", result, text or ""
+    record.cancel_requested = bool(cancel)
+    record.lease_until = lease_until
+    return record
+
+
+def find(connection: sqlite3.Connection, id: str) -> Invocation | None:
+    """The stored record."""
+    row = connection.execute(SELECT + " WHERE id = ?", (id,)).fetchone()
+    return None if row is None else from_row(row)
+
+
+def status_event(record: Invocation, now: float) -> Event:
+    """The event that says where a record stands now."""
+    data = None
+    if record.failure is not None:
+        data = {"error_class": str(record.failure.error_class), "message": record.failure.message[:500]}
+    return Event(
+        id=record.id, function=record.function, kind="status", at=now, status=record.status, attempt=record.attempt, data=data
+    )
+
+
+def append(connection: sqlite3.Connection, event: Event) -> None:
+    """Adds an event to the log."""
+    connection.execute("INSERT INTO events (id, at, body) VALUES (?, ?, ?)", (event.id, event.at, encode_event(event)))
+
+
+def save(connection: sqlite3.Connection, row: tuple[Any, ...], event: Event) -> bool:
+    """Applies the fencing rule; True when the row was taken, and then the event is in the log."""
+    taken = connection.execute(SAVE, row).rowcount > 0
+    if taken:
+        append(connection, event)
+    return taken
+
+
+def create(connection: sqlite3.Connection, record: Invocation, row: tuple[Any, ...], event: Event) -> Invocation:
+    """Stores a new record, or returns the one that has its id or its idempotency key."""
+    if connection.execute(CREATE, row).rowcount > 0:
+        append(connection, event)
+        return record
+    there = find(connection, record.id)
+    if there is None:
+        other = connection.execute(
+            SELECT + " WHERE function = ? AND idem = ?", (record.function, record.idempotency_key)
+        ).fetchone()
+        there = from_row(other)
+    return there
