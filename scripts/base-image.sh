@@ -20,23 +20,20 @@ die() {
     exit 1
 }
 
+sources() { cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources 2>/dev/null || true; }
+
 mirror() {
-    # The first Debian mirror of this machine's sources, in either format of them.
-    local found
-    found=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources 2>/dev/null |
-        grep -E '^(deb |URIs:)' | grep -oE 'https?://[^ ]*/debian/?( |$)' | head -n 1 | tr -d ' ') || true
-    echo "${found:-http://deb.debian.org/debian}"
+    # The first Debian mirror of this machine's sources, in either format of them; empty: debootstrap's own default.
+    sources | grep -E '^(deb |URIs:)' | grep -oE 'https?://[^ ]*/debian/?( |$)' | head -n 1 | tr -d ' ' || true
 }
 
-write_sources() {
+add_security() {
+    # Security updates where the mirror carries them; a mirror without them is no reason to stop.
     local from=$1 root=$2
-    echo "deb $from $suite main" >"$root/etc/apt/sources.list"
-    # Security updates where this mirror carries them; a mirror without them is no reason to stop.
-    local security=${from%/}-security
-    if apt_has "$security"; then echo "deb $security $suite-security main" >>"$root/etc/apt/sources.list"; fi
+    if [ -n "$from" ] && sources | grep -qF "${from%/}-security"; then
+        echo "deb ${from%/}-security $suite-security main" >>"$root/etc/apt/sources.list"
+    fi
 }
-
-apt_has() { grep -qsF "$1" /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources; }
 
 slim() {
     local root=$1
@@ -62,10 +59,10 @@ make_tarball() {
     tree=$(mktemp -d "$cache/tree.XXXXXX")
     # shellcheck disable=SC2064
     trap "rm -rf '$tree'" EXIT
-    echo "base-image: making $image from $from"
-    debootstrap --variant=minbase "$suite" "$tree" "$from" >"$cache/debootstrap.log" 2>&1 ||
+    echo "base-image: making $image${from:+ from $from}"
+    debootstrap --variant=minbase "$suite" "$tree" ${from:+"$from"} >"$cache/debootstrap.log" 2>&1 ||
         { tail -n 20 "$cache/debootstrap.log" >&2; die "debootstrap failed; all it said is in $cache/debootstrap.log"; }
-    write_sources "$from" "$tree"
+    add_security "$from" "$tree"
     slim "$tree"
     tar -C "$tree" --numeric-owner --one-file-system --exclude='./dev/*' -cf "$tarball.part" .
     mv "$tarball.part" "$tarball"

@@ -3,10 +3,10 @@
 #
 # Does nothing where one answers already. Else, as root on Debian or Ubuntu, it installs the distribution's
 # own package and starts the daemon in the background, where it stays until the machine goes down.
-# The daemon's output is in $NANOGRID_DOCKERD_LOG (default /var/log/nanogrid-dockerd.log).
+# The daemon's output is in $DOCKERD_LOG (default /var/log/dockerd.log).
 set -euo pipefail
 
-log=${NANOGRID_DOCKERD_LOG:-/var/log/nanogrid-dockerd.log}
+log=${DOCKERD_LOG:-/var/log/dockerd.log}
 wait_s=60
 
 answers() { command -v docker >/dev/null && timeout 20 docker info >/dev/null 2>&1; }

@@ -58,11 +58,16 @@ def test_placement_never_picks_a_full_worker(loads: list[tuple[bool, int, int]])
 
 
 def test_the_pool_waits_for_short_functions_and_grows_for_long_ones() -> None:
-    assert sandboxes_to_start(waiting=1, starting=0, busy=0, mean_ms=0, oldest_ms=0) == 1
-    assert sandboxes_to_start(waiting=1, starting=1, busy=0, mean_ms=0, oldest_ms=0) == 0
-    assert sandboxes_to_start(waiting=10, starting=0, busy=1, mean_ms=0.3, oldest_ms=0) == 0
-    assert sandboxes_to_start(waiting=10, starting=0, busy=2, mean_ms=500, oldest_ms=0) == 10
-    assert sandboxes_to_start(waiting=10, starting=0, busy=1, mean_ms=0.3, oldest_ms=100) >= 1
+    def start(waiting: int, starting: int, busy: int, mean_ms: float, oldest_ms: float) -> int:
+        return sandboxes_to_start(waiting, starting, busy, mean_ms, oldest_ms, cpus=4)
+
+    assert start(waiting=1, starting=0, busy=0, mean_ms=0, oldest_ms=0) == 1
+    assert start(waiting=1, starting=1, busy=0, mean_ms=0, oldest_ms=0) == 0
+    assert start(waiting=1, starting=0, busy=1, mean_ms=0.3, oldest_ms=0) == 0
+    assert start(waiting=10, starting=0, busy=1, mean_ms=0.3, oldest_ms=0) == 3
+    assert start(waiting=10, starting=0, busy=4, mean_ms=0.3, oldest_ms=100) == 0
+    assert start(waiting=10, starting=0, busy=4, mean_ms=0.3, oldest_ms=300) == 1
+    assert start(waiting=10, starting=0, busy=4, mean_ms=500, oldest_ms=0) == 10
 
 
 def test_schedules_fire_once_in_each_due_moment() -> None:

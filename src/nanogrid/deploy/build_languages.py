@@ -114,9 +114,21 @@ def _chooses_binaries(file: Path) -> bool:
     return any(line.startswith(("--no-binary", "--only-binary")) for line in _requirements(file))
 
 
+# A requirement that names a package of the registry: no option, path, address or archive.
+REGISTRY_NAME: Final = re.compile(
+    r"[A-Za-z0-9][\w.-]*(?<!\.gz)(?<!\.zip)\s*(\[[\w,. -]*\])?\s*([<>=!~;][^/@]*)?"
+)
+
+
 def _executes_python(source: Path) -> bool:
+    """Only wheels of the registry are sure to install without starting anyone's code."""
     file = source / "requirements.txt"
-    return file.is_file() and _chooses_binaries(file)
+    return file.is_file() and not all(REGISTRY_NAME.fullmatch(line) for line in _requirements(file))
+
+
+def _executes_node(source: Path) -> bool:
+    """An .npmrc may name programs that npm starts; install scripts are off."""
+    return (source / ".npmrc").exists()
 
 
 def _installer(tools: Toolchains) -> list[str]:
@@ -186,7 +198,7 @@ def _never(source: Path) -> bool:
 
 RECIPES: Final[dict[str, Recipe]] = {
     "python3": Recipe(make_python, ("uv",), {"UV_CACHE_DIR": "uv", "PIP_CACHE_DIR": "pip"}, _executes_python),
-    "nodejs": Recipe(make_node, ("node", "npm"), {"npm_config_cache": "npm"}, _never),
+    "nodejs": Recipe(make_node, ("node", "npm"), {"npm_config_cache": "npm"}, _executes_node),
     "go": Recipe(make_go, ("go",), {"GOCACHE": "build", "GOMODCACHE": "mod", "GOPATH": "path"}, _never, "go"),
     "cpp": Recipe(
         make_cpp,

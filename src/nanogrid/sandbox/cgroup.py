@@ -28,7 +28,7 @@ class Group(Protocol):
     """The control group of one sandbox."""
 
     joins: list[Path]
-    """The cgroup.procs files that a process writes itself into before it becomes the sandbox."""
+    """The files that a process writes 0 (itself) into before it becomes the sandbox."""
 
     def limit(self, limits: Limits) -> None:
         """Sets memory (with swap), processes and CPU."""
@@ -139,7 +139,9 @@ class GroupV1:
         self._folders = folders
         for folder in folders.values():
             folder.mkdir(parents=True, exist_ok=True)
-        self.joins = [folder / "cgroup.procs" for folder in folders.values()]
+        # `tasks` and not `cgroup.procs`: a thread that moves itself alone takes no machine-wide lock, which
+        # saves milliseconds per hierarchy (Linux kernel/cgroup/cgroup.c, cgroup_procs_write_start).
+        self.joins = [folder / "tasks" for folder in folders.values()]
         memory = folders["memory"]
         self._state = _File(folders["freezer"] / "freezer.state", os.O_WRONLY)
         self._cpu = _File(folders.get("cpuacct", memory) / "cpuacct.usage")
@@ -175,7 +177,7 @@ class GroupV1:
         )
 
     def pids(self) -> list[int]:
-        return _pids(self.joins[0])
+        return _pids(self._folders["pids"] / "cgroup.procs")
 
     def kill(self) -> None:
         _kill(self.pids())

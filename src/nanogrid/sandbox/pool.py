@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Coroutine
@@ -23,6 +24,10 @@ TICK_S = 0.02
 SWEEP_S = 0.5
 COLD_MS = 25.0
 """What a cold start costs, for the decision whether waiting is cheaper."""
+PROMPT_MS = 1.0
+"""A queue longer than this is worth another sandbox while a core has none."""
+LATE_MS = 250.0
+"""Whoever waited so long gets a sandbox, whatever the estimates say."""
 MAX_SPARES = 16
 
 
@@ -46,18 +51,22 @@ class PoolLimits(NamedTuple):
     freeze_after_s: float = 1.0
 
 
-def sandboxes_to_start(waiting: int, starting: int, busy: int, mean_ms: float, oldest_ms: float) -> int:
+def sandboxes_to_start(waiting: int, starting: int, busy: int, mean_ms: float, oldest_ms: float, cpus: int) -> int:
     """How many more sandboxes of a version to start.
 
     Waiting is better than starting while the busy ones will be free sooner than a cold start takes; unless
-    somebody has waited for so long already that the estimate was wrong.
+    somebody has waited for so long already that the estimate was wrong. A short function on every core is
+    bound by the cores: more sandboxes would only take turns on them.
     """
     need = waiting - starting
     if need <= 0:
         return 0
-    if busy > 0 and oldest_ms < COLD_MS and waiting * mean_ms / busy < COLD_MS:
-        return 0
-    return need if busy == 0 or mean_ms >= COLD_MS else min(need, max(1, busy))
+    if busy == 0 or mean_ms >= COLD_MS:
+        return need
+    late = oldest_ms >= COLD_MS
+    if busy + starting >= cpus:
+        return 1 if oldest_ms >= LATE_MS else 0
+    return min(need, cpus - busy - starting) if late or waiting * mean_ms / busy >= mean_ms + PROMPT_MS else 0
 
 
 class _Shelf:
@@ -91,6 +100,7 @@ class Pool:
         self._env_of = env_of
         self._limits = limits
         self._on_cold = on_cold
+        self._cpus = max(2, os.cpu_count() or 2)
         self._shelves: OrderedDict[str, _Shelf] = OrderedDict()
         self._spares: dict[str, deque[Sandbox]] = {family: deque() for family in families}
         self._booting: dict[str, int] = dict.fromkeys(families, 0)
@@ -166,7 +176,7 @@ class Pool:
         if not shelf.waiting or self._closing:
             return
         oldest_ms = (time.monotonic() - shelf.waiting[0][0]) * 1000
-        want = sandboxes_to_start(len(shelf.waiting), shelf.starting, shelf.busy, shelf.mean_ms, oldest_ms)
+        want = sandboxes_to_start(len(shelf.waiting), shelf.starting, shelf.busy, shelf.mean_ms, oldest_ms, self._cpus)
         for _ in range(want):
             if self._total >= self._limits.max_sandboxes and not self._evict_one():
                 return

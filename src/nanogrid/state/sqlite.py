@@ -147,13 +147,10 @@ class SqliteState:
         now = self._clock()
         batch = [(rows.to_row(record, now, self._ttl_s), rows.status_event(record, now)) for record in notes.values()]
 
-        def write(connection: sqlite3.Connection) -> None:
-            for row, event in batch:
-                rows.save(connection, row, event)
+        writing = self._engine.write(lambda connection: rows.save_all(connection, batch))
+        writing.add_done_callback(lambda done: self._noted(done, notes))
 
-        self._engine.write(write).add_done_callback(lambda done: self._noted(done, notes))
-
-    def _noted(self, done: asyncio.Future[None], notes: dict[str, Invocation]) -> None:
+    def _noted(self, done: asyncio.Future[set[str]], notes: dict[str, Invocation]) -> None:
         if done.cancelled() or done.exception() is not None:
             if not self._closed:
                 for id, record in notes.items():
@@ -242,11 +239,8 @@ class SqliteState:
     async def publish(self, events: Sequence[Event]) -> None:
         """See the port."""
 
-        def write(connection: sqlite3.Connection) -> None:
-            for event in events:
-                rows.append(connection, event)
-
-        await self._engine.write(write)
+        if events:
+            await self._engine.write(lambda connection: rows.append_all(connection, events))
         self._tell({event.id: None for event in events})
 
     def _tell(self, ids: Iterable[str]) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import fcntl
 import logging
 import os
+import queue
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -69,7 +70,7 @@ class SqliteEngine:
         self.bus = bus
         self._path = path
         self._waiting: list[Write] = []
-        self._wake = threading.Semaphore(0)
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._awake = False
         self._closing = False
         self._thread: threading.Thread | None = None
@@ -112,7 +113,7 @@ class SqliteEngine:
         if not self._awake:
             self._awake = True
             # At the end of this turn of the loop, so that writes of one turn are one group.
-            self._loop.call_soon(self._wake.release)
+            self._loop.call_soon(self._wake.put, None)
         return future
 
     def read(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
@@ -128,7 +129,7 @@ class SqliteEngine:
 
     def _write_all(self, connection: sqlite3.Connection) -> None:
         while True:
-            self._wake.acquire()
+            self._wake.get()
             self._awake = False
             group, self._waiting = self._waiting, []
             if group:
@@ -168,7 +169,7 @@ class SqliteEngine:
         if self._thread is None or self._closing:
             return
         self._closing = True
-        self._wake.release()
+        self._wake.put(None)
         await asyncio.to_thread(self._thread.join, 10.0)
         if self._reader is not None:
             self._reader.close()

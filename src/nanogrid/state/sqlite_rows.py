@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -15,19 +16,22 @@ COLUMNS: Final = (
     "id, function, status, attempt, worker, lease_until, not_before, touched, created, expires, idem, dead, cancel,"
     " doc, event, result, log"
 )
-INSERT: Final = f"INSERT INTO invocations ({COLUMNS}) VALUES ({', '.join('?' * 17)})"
-CREATE: Final = INSERT + " ON CONFLICT DO NOTHING"
+ROW: Final = f"({', '.join('?' * 17)})"
+INSERT: Final = f"INSERT INTO invocations ({COLUMNS}) VALUES "
+CREATE: Final = INSERT + ROW + " ON CONFLICT DO NOTHING"
 # The fencing rule: a terminal state stays; an older attempt is refused; the same attempt belongs to one worker.
-SAVE: Final = (
-    INSERT
-    + " ON CONFLICT (id) DO UPDATE SET status = excluded.status, attempt = excluded.attempt, worker = excluded.worker,"
+SAVED: Final = (
+    " ON CONFLICT (id) DO UPDATE SET status = excluded.status, attempt = excluded.attempt, worker = excluded.worker,"
     " lease_until = excluded.lease_until, not_before = excluded.not_before, touched = excluded.touched,"
     " expires = excluded.expires, dead = excluded.dead, doc = excluded.doc,"
     " event = CASE WHEN LENGTH(excluded.event) > 0 THEN excluded.event ELSE event END,"
     " result = excluded.result, log = excluded.log"
     " WHERE invocations.status < 2 AND (invocations.attempt < excluded.attempt OR (invocations.attempt = excluded.attempt"
     " AND (invocations.status = 0 OR invocations.worker IS excluded.worker)))"
+    " RETURNING id"
 )
+CHUNKS: Final = (64, 16, 4, 1)
+"""Rows of one statement: the interpreter lock is given up once a statement, not once a row."""
 SELECT: Final = "SELECT doc, event, result, log, cancel, lease_until FROM invocations"
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -78,14 +82,33 @@ def status_event(record: Invocation, now: float) -> Event:
 
 def append(connection: sqlite3.Connection, event: Event) -> None:
     """Adds an event to the log."""
-    connection.execute("INSERT INTO events (id, at, body) VALUES (?, ?, ?)", (event.id, event.at, encode_event(event)))
+    append_all(connection, [event])
+
+
+def append_all(connection: sqlite3.Connection, events: Sequence[Event]) -> None:
+    """Adds events to the log, in their order."""
+    sql = "INSERT INTO events (id, at, body) VALUES " + ", ".join(["(?, ?, ?)"] * len(events))
+    connection.execute(sql, [value for event in events for value in (event.id, event.at, encode_event(event))])
 
 
 def save(connection: sqlite3.Connection, row: tuple[Any, ...], event: Event) -> bool:
     """Applies the fencing rule; True when the row was taken, and then the event is in the log."""
-    taken = connection.execute(SAVE, row).rowcount > 0
-    if taken:
-        append(connection, event)
+    return bool(save_all(connection, [(row, event)]))
+
+
+def save_all(connection: sqlite3.Connection, batch: Sequence[tuple[tuple[Any, ...], Event]]) -> set[str]:
+    """`save` for many different records; returns the ids of those that were taken."""
+    taken: set[str] = set()
+    at = 0
+    for size in CHUNKS:
+        while len(batch) - at >= size:
+            chunk = batch[at : at + size]
+            at += size
+            sql = INSERT + ", ".join([ROW] * size) + SAVED
+            taken.update(id for (id,) in connection.execute(sql, [value for row, _ in chunk for value in row]))
+            events = [event for row, event in chunk if row[0] in taken]
+            if events:
+                append_all(connection, events)
     return taken
 
 
