@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 DOC = ROOT / "docs" / "settings.md"
 HEAD = """# Settings
 
-Each is an environment variable or a key of the `[grid]` table of a TOML file; the variable wins, and a command
-line option wins over both. Unknown names and wrong values stop the start, all listed together.
+Each is an environment variable or a key of the `[grid]` table of a TOML file. The variable wins over the
+file, and an option of the command line over both. Unknown names and wrong values stop the start, all listed.
 
 Written by `make docs` from `src/nanogrid/settings.py`: change it there.
 

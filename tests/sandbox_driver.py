@@ -71,9 +71,7 @@ class Driven:
         ended = self.sandbox.exited.result() if self.sandbox.exited.done() else f"nothing in {timeout_s} s"
         raise AssertionError(f"no frame: {ended}; log: {self.log[-3000:].decode(errors='replace')}")
 
-    async def load(
-        self, source: str, env: dict[str, str] | None = None, limits: Limits | None = None
-    ) -> None:
+    async def load(self, source: str, env: dict[str, str] | None = None, limits: Limits | None = None) -> None:
         """Puts `source` in place as main.py and loads it."""
         code = self.sandbox.dir / "code"
         (code / "main.py").write_text(source)
@@ -124,9 +122,7 @@ class Grid:
         self.driven.append(driven)
         return driven
 
-    async def run(
-        self, source: str, limits: Limits | None = None, env: dict[str, str] | None = None
-    ) -> Driven:
+    async def run(self, source: str, limits: Limits | None = None, env: dict[str, str] | None = None) -> Driven:
         """A sandbox with `source` loaded."""
         driven = await self.boot(limits)
         await driven.load(source, env, limits)

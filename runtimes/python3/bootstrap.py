@@ -11,7 +11,6 @@ until the worker closes the connection.
 - One thread only waits for the end of the connection, so that a busy handler does not outlive its worker.
 """
 
-# ruff: noqa: PTH100, PTH120
 # (No pathlib: it would cost every sandbox memory and boot time.)
 
 import asyncio

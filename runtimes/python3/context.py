@@ -91,9 +91,7 @@ class Streamed:
         try:
             self._context.emit(item)
         except UNENCODABLE as error:
-            raise ResultInvalid(
-                f"item {len(self._items)} of the stream is not JSON: {text_of(error)}"
-            ) from None
+            raise ResultInvalid(f"item {len(self._items)} of the stream is not JSON: {text_of(error)}") from None
         self._items.append(item)
 
     def drain(self, generator):

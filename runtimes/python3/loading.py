@@ -1,6 +1,5 @@
 """How the Python runtime finds a handler, and how it tells what went wrong in user code."""
 
-# ruff: noqa: PTH100, PTH110, PTH112, PTH118, PTH120, PTH208
 # (No pathlib: it would cost every sandbox memory and boot time.)
 
 import importlib
@@ -48,9 +47,7 @@ def load_handler(load):
     if found is None:
         own = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         has = f"it has {', '.join(own[:8])}" if own else "it has none"
-        raise LoadFailed(
-            "HandlerNotFound", f"module {module_name!r} has no function {name!r} ({has}): {CHECK}"
-        )
+        raise LoadFailed("HandlerNotFound", f"module {module_name!r} has no function {name!r} ({has}): {CHECK}")
     if not callable(found):
         kind = type(found).__name__
         raise LoadFailed("HandlerNotFound", f"{handler!r} is a {kind}, not a function: {CHECK}")
@@ -191,6 +188,4 @@ def stack_of(error, code):
 def frame_line(at, line, root):
     """One frame as text."""
     source = linecache.getline(at.co_filename, line).strip()
-    return clean(
-        f"{at.co_filename.removeprefix(root)}:{line} in {at.co_name}" + (f": {source}" if source else "")
-    )
+    return clean(f"{at.co_filename.removeprefix(root)}:{line} in {at.co_name}" + (f": {source}" if source else ""))

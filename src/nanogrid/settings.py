@@ -33,7 +33,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     data: str = "data"
     """Folder that holds everything: database, objects, secrets, caches."""
     isolation: str = "auto"
-    """`docker`, `bwrap`, `process`, or `auto`: docker where an engine answers, else bwrap. Never `process` by itself."""
+    """`docker`, `bwrap`, `process`, or `auto`: docker where an engine answers, else bwrap, never `process`."""
     workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 2
     """Worker processes that `nanogrid up` starts."""
     worker_capacity: At1 = 16
@@ -62,7 +62,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """`debug`, `info`, `warning` or `error`."""
 
 
-def load(overrides: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None, file: Path | None = None) -> Settings:
+def load(
+    overrides: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+    file: Path | None = None,
+) -> Settings:
     """Reads the settings.
 
     Args:

@@ -161,7 +161,9 @@ def _only_one(data: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ConfigError(f"a grid already uses the data folder {data}: stop it, or take another with --data") from error
+            raise ConfigError(
+                f"a grid already uses the data folder {data}: stop it, or take another with --data"
+            ) from error
         yield
 
 
@@ -172,7 +174,9 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         listener.bind((host, port))
     except OSError as error:
-        raise ConfigError(f"cannot listen on {host}:{port} ({error.strerror}): choose another port with --port") from error
+        raise ConfigError(
+            f"cannot listen on {host}:{port} ({error.strerror}): choose another port with --port"
+        ) from error
     listener.listen(2048)
     listener.set_inheritable(True)
     return listener

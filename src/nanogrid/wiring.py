@@ -24,6 +24,8 @@ from nanogrid.deploy.publish import Publisher
 from nanogrid.deploy.toolchains import Toolchains, runtimes_dir
 from nanogrid.errors import ConfigError
 from nanogrid.invoke.invoker import Invoker
+from nanogrid.local.bus import Bus
+from nanogrid.local.engine import SqliteEngine
 from nanogrid.model.function import Version
 from nanogrid.model.runtimes import RUNTIMES
 from nanogrid.objects.local import LocalObjects
@@ -32,13 +34,11 @@ from nanogrid.registry.objects import ObjectRegistry
 from nanogrid.sandbox.base import Launcher
 from nanogrid.sandbox.bwrap import BwrapLauncher
 from nanogrid.sandbox.docker import DockerLauncher
-from nanogrid.sandbox.loaded import Loaded, LoadFailed, limits_of, place_code
+from nanogrid.sandbox.loaded import Loaded, limits_of, place_code
 from nanogrid.sandbox.pool import Pool, PoolLimits
 from nanogrid.sandbox.process import ProcessLauncher
 from nanogrid.settings import Settings
-from nanogrid.state.bus import Bus
 from nanogrid.state.sqlite import SqliteState
-from nanogrid.state.sqlite_engine import SqliteEngine
 from nanogrid.triggers.reaper import Reaper
 from nanogrid.triggers.schedule import Scheduler
 from nanogrid.worker.callbacks import Callbacks
@@ -119,7 +119,11 @@ async def choose_isolation(settings: Settings) -> str:
         if problem is None:
             return level
         problems.append(f"  {level}: {problem}")
-    hint = "" if settings.isolation != "auto" else "\nFor development only, --isolation process runs functions without isolation."
+    hint = (
+        ""
+        if settings.isolation != "auto"
+        else "\nFor development only, --isolation process runs functions without isolation."
+    )
     raise ConfigError("no isolation level works here:\n" + "\n".join(problems) + hint)
 
 
@@ -171,7 +175,9 @@ def make_probe(settings: Settings, launcher: Launcher) -> Callable[[Version, Pat
     return probe
 
 
-async def serve_controller(settings: Settings, level: str, id: str, stop: asyncio.Event, listener: socket.socket) -> None:
+async def serve_controller(
+    settings: Settings, level: str, id: str, stop: asyncio.Event, listener: socket.socket
+) -> None:
     """One controller process, until `stop`."""
     stores = Stores(settings)
     await stores.open()
@@ -220,7 +226,9 @@ async def serve_controller(settings: Settings, level: str, id: str, stop: asynci
 def run_node(role: str, id: str, level: str, settings: Settings, listener: socket.socket | None = None) -> None:
     """The main function of a controller or worker process; ends at SIGTERM, after draining."""
     logging.basicConfig(
-        level=settings.log_level.upper(), format=f"%(asctime)s %(levelname)s {id} %(name)s %(message)s", stream=sys.stderr
+        level=settings.log_level.upper(),
+        format=f"%(asctime)s %(levelname)s {id} %(name)s %(message)s",
+        stream=sys.stderr,
     )
     shutil.rmtree(Path(settings.data).resolve() / "run" / id, ignore_errors=True)
 

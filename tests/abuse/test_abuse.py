@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import socket
 import tempfile
 import time
@@ -432,7 +433,7 @@ async def test_kernel_interfaces_are_refused(grid: Grid) -> None:
 
 async def test_ordinary_programs_still_work(grid: Grid) -> None:
     source = (
-        "import concurrent.futures as f, multiprocessing as m, os, sqlite3, subprocess, tempfile, threading\n"
+        "import concurrent.futures as f, multiprocessing as m, os, sqlite3, ssl, subprocess, tempfile\n"
         "def handler(e, c):\n"
         "    with f.ThreadPoolExecutor(4) as pool: total = sum(pool.map(int, '1234'))\n"
         "    sub = subprocess.run(['sh', '-c', 'echo $((6 * 7))'], capture_output=True, text=True).stdout.strip()\n"
@@ -440,9 +441,17 @@ async def test_ordinary_programs_still_work(grid: Grid) -> None:
         "    child = m.get_context('fork').Process(target=write.send, args=('child',)); child.start()\n"
         "    got = read.recv(); child.join()\n"
         "    with tempfile.NamedTemporaryFile() as t: db = sqlite3.connect(t.name).execute('select 1').fetchone()[0]\n"
-        "    return [total, sub, got, db, len(os.urandom(8))]\n"
+        "    user = 'nobody' in open('/etc/passwd').read()\n"
+        "    ssl.create_default_context()\n"
+        "    return [total, sub, got, db, len(os.urandom(8)), user]\n"
     )
-    assert await ask(grid, source) == [10, "42", "child", 1, 8]
+    assert await ask(grid, source) == [10, "42", "child", 1, 8, True]
+
+
+async def test_node_boots(grid: Grid) -> None:
+    if grid.level == "bwrap" and shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    await grid.boot(runtime="nodejs")
 
 
 async def test_devices_are_absent(grid: Grid) -> None:

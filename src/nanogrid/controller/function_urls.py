@@ -28,7 +28,11 @@ HIDDEN = frozenset(("authorization",))
 def is_text(content_type: str) -> bool:
     """Whether a body goes into the event as text; anything else goes as base64."""
     kind = content_type.partition(";")[0].strip().lower()
-    return kind.startswith("text/") or kind in ("application/json", "application/xml", "application/javascript") or kind.endswith(("+json", "+xml"))
+    return (
+        kind.startswith("text/")
+        or kind in ("application/json", "application/xml", "application/javascript")
+        or kind.endswith(("+json", "+xml"))
+    )
 
 
 def _joined(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
@@ -75,7 +79,9 @@ def event_of(request: Request, name: str, body: bytes) -> dict[str, Any]:
         },
         "isBase64Encoded": False,
     }
-    if cookies := [part.strip() for value in request.headers.getlist("cookie") for part in value.split(";") if part.strip()]:
+    if cookies := [
+        part.strip() for value in request.headers.getlist("cookie") for part in value.split(";") if part.strip()
+    ]:
         event["cookies"] = cookies
     if query:
         event["queryStringParameters"] = _joined(parse_qsl(query, keep_blank_values=True))
@@ -95,7 +101,11 @@ def response_of(payload: bytes, kind: str) -> Response:
             return Response(value, media_type="application/json")
         return Response(payload, media_type="application/json")
     body = value.get("body") or ""
-    content = base64.b64decode(body) if value.get("isBase64Encoded") else (body if isinstance(body, str) else msgspec.json.encode(body))
+    content = (
+        base64.b64decode(body)
+        if value.get("isBase64Encoded")
+        else (body if isinstance(body, str) else msgspec.json.encode(body))
+    )
     response = Response(content, int(value["statusCode"]))
     for name, text in (value.get("headers") or {}).items():
         if name.lower() != "content-length":
@@ -126,6 +136,10 @@ async def serve(request: Request) -> Response:
     try:
         response = response_of(record.result or b"", record.result_type)
     except (ValueError, TypeError, KeyError, msgspec.MsgspecError):
-        return JSONResponse({"message": "Internal Server Error", "detail": "the function's answer is no 2.0 response"}, 502, headers)
+        return JSONResponse(
+            {"message": "Internal Server Error", "detail": "the function's answer is no 2.0 response"},
+            502,
+            headers,
+        )
     response.headers["X-NanoGrid-Invocation-Id"] = record.id
     return response

@@ -104,7 +104,13 @@ async def _deploy_lines(
         except NanoGridError as error:
             lines.put_nowait({"error": problem(error, request_id_of(request))})
         except Exception as error:
-            lines.put_nowait({"error": problem(NanoGridError(f"the platform failed: {type(error).__name__}"), request_id_of(request))})
+            lines.put_nowait(
+                {
+                    "error": problem(
+                        NanoGridError(f"the platform failed: {type(error).__name__}"), request_id_of(request)
+                    )
+                }
+            )
             raise
         finally:
             lines.put_nowait(None)
@@ -127,16 +133,18 @@ async def _upload(request: Request, name: str, folder: Path) -> tuple[FunctionCo
         raise TooLarge(f"the code is over the limit of {CODE_LIMIT >> 20} MiB")
     if kind == "multipart/form-data":
         async with request.form(max_files=2, max_fields=2) as form:
-            config, code = form.get("config"), form.get("code")
+            given, code = form.get("config"), form.get("code")
             if not isinstance(code, UploadFile):
                 raise InvalidRequest("the part `code` (a zip or tar archive) is missing")
-            text = (await config.read()) if isinstance(config, UploadFile) else (config or "{}").encode()
+            text = (await given.read()) if isinstance(given, UploadFile) else (given or "{}").encode()
             with archive.open("wb") as out:
                 while block := await code.read(1 << 20):
                     out.write(block)
         return _config(text, name), archive
     if kind not in ("application/zip", "application/gzip", "application/octet-stream", "application/x-tar"):
-        raise InvalidRequest(f"content type {kind!r}: send multipart/form-data with `config` and `code`, or application/zip")
+        raise InvalidRequest(
+            f"content type {kind!r}: send multipart/form-data with `config` and `code`, or application/zip"
+        )
     size = 0
     with archive.open("wb") as out:
         async for block in request.stream():
@@ -200,7 +208,9 @@ async def put_alias(request: Request) -> Response:
     name = request.path_params["name"]
     authorize(request, "deploy", name)
     target = await json_of(request, Alias)
-    return JSONResponse(shown(await services_of(request).registry.set_alias(name, request.path_params["alias"], target)))
+    return JSONResponse(
+        shown(await services_of(request).registry.set_alias(name, request.path_params["alias"], target))
+    )
 
 
 async def delete_alias(request: Request) -> Response:

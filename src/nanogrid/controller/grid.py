@@ -32,7 +32,9 @@ class SecretValue(msgspec.Struct, forbid_unknown_fields=True):
 async def list_workers(request: Request) -> Response:
     """The workers that live, with what they carry."""
     authorize(request, "read")
-    return JSONResponse({"workers": [msgspec.to_builtins(worker) for worker in await services_of(request).state.workers()]})
+    return JSONResponse(
+        {"workers": [msgspec.to_builtins(worker) for worker in await services_of(request).state.workers()]}
+    )
 
 
 async def drain_worker(request: Request) -> Response:
@@ -55,7 +57,13 @@ async def scaling(request: Request) -> Response:
     depth, workers = await services.queue.depth(), await services.state.workers()
     running = sum(worker.running for worker in workers)
     capacity = sum(worker.capacity for worker in workers)
-    shown = {"visible": depth.visible, "in_flight": depth.in_flight, "workers": len(workers), "running": running, "capacity": capacity}
+    shown = {
+        "visible": depth.visible,
+        "in_flight": depth.in_flight,
+        "workers": len(workers),
+        "running": running,
+        "capacity": capacity,
+    }
     return JSONResponse(shown)
 
 
@@ -100,7 +108,9 @@ async def create_key(request: Request) -> Response:
     """Makes a key; its plaintext is in this answer and nowhere else."""
     authorize(request, "admin")
     new = await json_of(request, NewKey)
-    key, plaintext = await asyncio.to_thread(services_of(request).keys.create, new.name, new.scopes, new.functions, new.expires_at)
+    key, plaintext = await asyncio.to_thread(
+        services_of(request).keys.create, new.name, new.scopes, new.functions, new.expires_at
+    )
     return JSONResponse(key.public() | {"key": plaintext}, 201)
 
 
@@ -127,7 +137,10 @@ async def readyz(request: Request) -> Response:
         await services.queue.depth()
     except NanoGridError as error:
         problems.append(error.detail)
-    return JSONResponse({"ready": not problems, "problems": problems, "isolation": services.isolation}, 503 if problems else 200)
+    return JSONResponse(
+        {"ready": not problems, "problems": problems, "isolation": services.isolation},
+        503 if problems else 200,
+    )
 
 
 async def metrics(request: Request) -> Response:
@@ -140,7 +153,11 @@ async def metrics(request: Request) -> Response:
         *_gauge("nanogrid_queue_in_flight", "Messages in a worker's hands.", depth.in_flight),
         *_gauge("nanogrid_workers", "Workers that live.", len(workers)),
         *_gauge("nanogrid_workers_capacity", "Invocations that they can carry.", sum(w.capacity for w in workers)),
-        *_gauge("nanogrid_invocations_running", "Invocations that they carry, at the last heartbeat.", sum(w.running for w in workers)),
+        *_gauge(
+            "nanogrid_invocations_running",
+            "Invocations that they carry, at the last heartbeat.",
+            sum(w.running for w in workers),
+        ),
         *_gauge("nanogrid_sandboxes", "Loaded sandboxes.", sum(w.sandboxes for w in workers)),
     ]
     return Response("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")

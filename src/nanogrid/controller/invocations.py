@@ -59,7 +59,9 @@ async def get_invocation(request: Request) -> Response:
     record = await _record(request)
     wait_s = number(request, "wait", 0.0, 0.0, 3600.0)
     if wait_s > 0 and not record.done:
-        record = await services_of(request).state.wait(record.id, wait_s) or await services_of(request).state.get(record.id)
+        record = await services_of(request).state.wait(record.id, wait_s) or await services_of(request).state.get(
+            record.id
+        )
     return JSONResponse(record.public())
 
 
@@ -73,7 +75,8 @@ async def get_result(request: Request) -> Response:
         failure = record.failure
         body = {
             "type": "about:blank", "title": "The function failed", "status": 422, "code": str(failure.error_class),
-            "detail": f"{failure.type}: {failure.message}", "invocation": record.id, "failure": msgspec.to_builtins(failure),
+            "detail": f"{failure.type}: {failure.message}", "invocation": record.id,
+            "failure": msgspec.to_builtins(failure),
         }  # fmt: skip
         return JSONResponse(body, 422, headers, media_type="application/problem+json")
     content = await services_of(request).invoker.result_of(record)

@@ -59,7 +59,7 @@ async def _stream(request: Request, events: AsyncIterator[Event], *, one: bool) 
     try:
         while not stopping.done():
             if coming is None:
-                coming = asyncio.ensure_future(anext(events))  # type: ignore[arg-type]
+                coming = asyncio.ensure_future(anext(events))
             await asyncio.wait((coming, stopping), timeout=HEARTBEAT_S, return_when=asyncio.FIRST_COMPLETED)
             if not coming.done():
                 yield b": still here\n\n"

@@ -59,7 +59,13 @@ async def on_http_error(request: Request, error: Exception) -> Response:
         405: f"{request.url.path} does not take {request.method}",
     }.get(error.status_code, str(error.detail))
     title = HTTPStatus(error.status_code).phrase
-    body = {"type": "about:blank", "title": title, "status": error.status_code, "code": code, "detail": detail}
+    body = {
+        "type": "about:blank",
+        "title": title,
+        "status": error.status_code,
+        "code": code,
+        "detail": detail,
+    }
     return _answer(request, {**body, "request_id": request_id_of(request)})
 
 
@@ -68,5 +74,11 @@ async def on_unknown_error(request: Request, error: Exception) -> Response:
     request_id = request_id_of(request)
     log.error("request_failed request_id=%s path=%s", request_id, request.url.path, exc_info=error)
     detail = "the platform failed; its log has the cause under this request_id"
-    body = {"type": "about:blank", "title": "Internal Server Error", "status": 500, "code": "PLATFORM", "detail": detail}
+    body = {
+        "type": "about:blank",
+        "title": "Internal Server Error",
+        "status": 500,
+        "code": "PLATFORM",
+        "detail": detail,
+    }
     return _answer(request, {**body, "request_id": request_id})

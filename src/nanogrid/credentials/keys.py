@@ -45,7 +45,9 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """Whether it may do what needs `scope`, to `function` if that matters."""
         if "admin" in self.scopes:
             return True
-        return scope in self.scopes and (function is None or self.functions == "*" or fnmatch.fnmatchcase(function, self.functions))
+        return scope in self.scopes and (
+            function is None or self.functions == "*" or fnmatch.fnmatchcase(function, self.functions)
+        )
 
     def public(self) -> dict[str, object]:
         """As the API lists it."""

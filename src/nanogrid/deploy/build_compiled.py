@@ -37,17 +37,13 @@ async def _ready_made(source: Path, out: Path) -> bool:
         return False
     with program.open("rb") as file:
         if file.read(4) != b"\x7fELF":
-            raise BuildFailed(
-                f"{PROGRAM} is not a Linux executable: deploy the source, or compile it for Linux"
-            )
+            raise BuildFailed(f"{PROGRAM} is not a Linux executable: deploy the source, or compile it for Linux")
     await asyncio.to_thread(_copy, source, out)
     (out / PROGRAM).chmod(0o755)
     return True
 
 
-async def make_go(
-    shell: BuildShell, source: Path, config: FunctionConfig, out: Path, tools: Toolchains
-) -> None:
+async def make_go(shell: BuildShell, source: Path, config: FunctionConfig, out: Path, tools: Toolchains) -> None:
     """`go build` of the package in the root, or in the folder that the handler names."""
     package = _go_package(source, config.handler)
     if package is None:
@@ -112,9 +108,7 @@ def executes_cmake(source: Path) -> bool:
     return (source / "CMakeLists.txt").is_file()
 
 
-async def make_cpp(
-    shell: BuildShell, source: Path, config: FunctionConfig, out: Path, tools: Toolchains
-) -> None:
+async def make_cpp(shell: BuildShell, source: Path, config: FunctionConfig, out: Path, tools: Toolchains) -> None:
     """CMake where there is a CMakeLists.txt, else every source file compiled and linked into one program."""
     files = [p for p in sorted(source.rglob("*")) if p.suffix in CPP_ENDINGS and p.is_file()]
     if not files and not executes_cmake(source):
@@ -142,7 +136,8 @@ async def _compile(
     shell: BuildShell, compiler: list[str], code: Path, names: list[str], include: Path, out: Path
 ) -> None:
     """Each file on its own, some at a time; then linked statically, or dynamically if need be."""
-    shell.say(f"build: compiling with {Path(compiler[0]).name}")
+    zig = Path(compiler[0]).name == "zig"
+    shell.say("build: compiling with zig (slow the first time)" if zig else "build: compiling with g++")
     options = ["-std=c++20", "-O2", "-pthread", "-I", str(include), "-I", "."]
     objects = [shell.work / f"{at}.o" for at in range(len(names))]
     for at in range(0, len(names), COMPILED_AT_ONCE):
@@ -166,9 +161,7 @@ async def _together(shell: BuildShell, commands: list[list[str]], cwd: Path) -> 
     return await asyncio.gather(*(shell.status(argv, cwd) for argv in commands))
 
 
-async def _cmake(
-    shell: BuildShell, cmake: str, compiler: list[str], code: Path, include: Path, out: Path
-) -> None:
+async def _cmake(shell: BuildShell, cmake: str, compiler: list[str], code: Path, include: Path, out: Path) -> None:
     """Configures and builds; takes the target called `bootstrap`, or the only program that comes out."""
     made, programs = shell.work / "cmake", shell.work / "programs"
     env = {"CXX": " ".join(compiler), "CPLUS_INCLUDE_PATH": str(include)}
@@ -192,7 +185,5 @@ async def _cmake(
     chosen = next((path for path in found if path.name == PROGRAM), found[0] if len(found) == 1 else None)
     if chosen is None:
         names = ", ".join(sorted(path.name for path in found)) or "none"
-        raise BuildFailed(
-            f"CMakeLists.txt must have one program, or one called {PROGRAM!r}; it made: {names}"
-        )
+        raise BuildFailed(f"CMakeLists.txt must have one program, or one called {PROGRAM!r}; it made: {names}")
     await asyncio.to_thread(shutil.copy2, chosen, out / PROGRAM)

@@ -80,9 +80,7 @@ except (ValueError, RecursionError, MemoryError) as e:
 """
 
 
-async def make_python(
-    shell: BuildShell, source: Path, config: FunctionConfig, out: Path, tools: Toolchains
-) -> None:
+async def make_python(shell: BuildShell, source: Path, config: FunctionConfig, out: Path, tools: Toolchains) -> None:
     """Copies, checks the handler's syntax and installs requirements.txt next to the code."""
     handler = _handler_file(source, config.handler, (".py", "/__init__.py"))
     await asyncio.to_thread(copy_source, source, out)
@@ -115,9 +113,7 @@ def _chooses_binaries(file: Path) -> bool:
 
 
 # A requirement that names a package of the registry: no option, path, address or archive.
-REGISTRY_NAME: Final = re.compile(
-    r"[A-Za-z0-9][\w.-]*(?<!\.gz)(?<!\.zip)\s*(\[[\w,. -]*\])?\s*([<>=!~;][^/@]*)?"
-)
+REGISTRY_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]*(?<!\.gz)(?<!\.zip)\s*(\[[\w,. -]*\])?\s*([<>=!~;][^/@]*)?")
 
 
 def _executes_python(source: Path) -> bool:
@@ -138,16 +134,15 @@ def _installer(tools: Toolchains) -> list[str]:
     return [python, "-m", "pip", "install", "--no-input", "--progress-bar", "off"]
 
 
-async def make_node(
-    shell: BuildShell, source: Path, config: FunctionConfig, out: Path, tools: Toolchains
-) -> None:
+async def make_node(shell: BuildShell, source: Path, config: FunctionConfig, out: Path, tools: Toolchains) -> None:
     """Copies, checks the handler's syntax and installs what package.json names, without install scripts."""
     handler = _handler_file(source, config.handler, (".js", ".mjs", ".cjs"))
     await asyncio.to_thread(copy_source, source, out)
+    manifest = out / "package.json"
+    installs = manifest.is_file() and _dependencies(manifest)
     node = str(tools.need("node"))
     await shell.run([node, "--check", str(handler)], out, f"{handler} has a syntax error")
-    manifest = out / "package.json"
-    if not manifest.is_file() or not _dependencies(manifest):
+    if not installs:
         return
     locked = any((out / name).is_file() for name in ("package-lock.json", "npm-shrinkwrap.json"))
     shell.say(f"build: installing package.json ({'from its lock file' if locked else 'without a lock file'})")
@@ -166,27 +161,22 @@ def _dependencies(manifest: Path) -> bool:
     return any(described.get(group) for group in ("dependencies", "optionalDependencies", "workspaces"))
 
 
-async def make_command(
-    shell: BuildShell, source: Path, config: FunctionConfig, out: Path, tools: Toolchains
-) -> None:
+async def make_command(shell: BuildShell, source: Path, config: FunctionConfig, out: Path, tools: Toolchains) -> None:
     """Copies; the handler must be something that Linux can execute."""
     path = source / config.handler
     if not path.is_file() or not path.resolve().is_relative_to(source.resolve()):
         raise BuildFailed(
-            f"handler {config.handler!r} must be an executable file in the code, "
-            f"and there is none ({_listing(source)})"
+            f"handler {config.handler!r} must be an executable file in the code, and there is none ({_listing(source)})"
         )
     with path.open("rb") as file:
         head = file.read(256).split(b"\n")[0]
     if not head.startswith((b"#!", b"\x7fELF")):
         raise BuildFailed(
-            f"{config.handler} is neither a Linux executable nor a script: "
-            "begin it with a line such as #!/bin/sh"
+            f"{config.handler} is neither a Linux executable nor a script: begin it with a line such as #!/bin/sh"
         )
     if re.match(rb"#!.*\r$", head):
         raise BuildFailed(
-            f"{config.handler} has Windows line ends (CRLF), with which its #! line does not work: "
-            "save it with LF"
+            f"{config.handler} has Windows line ends (CRLF), with which its #! line does not work: save it with LF"
         )
     await asyncio.to_thread(copy_source, source, out)
     (out / config.handler).chmod(0o755)

@@ -48,11 +48,7 @@ def check_entry_name(name: str) -> PurePosixPath:
         raise InvalidRequest(f"the archive holds {shown!r}: names must be relative")
     if ".." in path.parts:
         raise InvalidRequest(f"the archive holds {shown!r}: '..' would lead out of the function's folder")
-    if (
-        not path.parts
-        or any(len(part.encode("utf-8", "replace")) > 255 for part in path.parts)
-        or len(name) > 3000
-    ):
+    if not path.parts or any(len(part.encode("utf-8", "replace")) > 255 for part in path.parts) or len(name) > 3000:
         raise InvalidRequest(f"the archive holds {shown!r}: this is no usable file name")
     return path
 
@@ -97,13 +93,9 @@ def _zip_entries(package: zipfile.ZipFile) -> Iterator[_Entry]:
                 f"the archive holds {info.filename[:120]!r}: only files and folders are allowed, no links or devices"
             )
         if info.flag_bits & 1:
-            raise InvalidRequest(
-                f"the archive holds {info.filename[:120]!r}: encrypted entries cannot be read"
-            )
+            raise InvalidRequest(f"the archive holds {info.filename[:120]!r}: encrypted entries cannot be read")
         # ZipInfo cuts a name at NUL; the original tells.
-        name = (
-            info.orig_filename if "\0" in info.orig_filename or "\\" in info.orig_filename else info.filename
-        )
+        name = info.orig_filename if "\0" in info.orig_filename or "\\" in info.orig_filename else info.filename
         yield _Entry(name, info.is_dir(), bool(mode & 0o111), lambda info=info: package.open(info))  # type: ignore[misc]
 
 
@@ -174,9 +166,7 @@ def ignored_by(folder: Path) -> Callable[[str], bool]:
 
     def ignored(relative: str) -> bool:
         name = relative.rpartition("/")[2]
-        return name in IGNORED or any(
-            fnmatch.fnmatch(relative, p) or fnmatch.fnmatch(name, p) for p in patterns
-        )
+        return name in IGNORED or any(fnmatch.fnmatch(relative, p) or fnmatch.fnmatch(name, p) for p in patterns)
 
     return ignored
 

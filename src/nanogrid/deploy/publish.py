@@ -63,9 +63,7 @@ class Publisher:
             finally:
                 await asyncio.to_thread(shutil.rmtree, folder, True)
 
-    async def _deploy(
-        self, config: FunctionConfig, archive: Path, folder: Path, log: Log
-    ) -> tuple[Function, Version]:
+    async def _deploy(self, config: FunctionConfig, archive: Path, folder: Path, log: Log) -> tuple[Function, Version]:
         source, built = folder / "source", folder / "built"
         source.mkdir()
         built.mkdir()

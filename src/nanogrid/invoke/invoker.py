@@ -20,9 +20,18 @@ import msgspec
 
 from nanogrid.errors import NanoGridError, NotFound, Throttled
 from nanogrid.invoke.calls import Call
-from nanogrid.invoke.link import Link, Links, Pending, Reply
+from nanogrid.invoke.link import Link, Links, Pending
 from nanogrid.model.function import Version
-from nanogrid.model.invocation import ErrorClass, Failure, Invocation, Message, Status, message_of, record_of
+from nanogrid.model.invocation import (
+    ErrorClass,
+    Failure,
+    Invocation,
+    Message,
+    Reply,
+    Status,
+    message_of,
+    record_of,
+)
 from nanogrid.model.names import INLINE_LIMIT, dead_letter_key, event_key, new_id
 from nanogrid.objects.base import ObjectStore
 from nanogrid.queues.base import Queue
@@ -148,7 +157,9 @@ class Invoker:
         else:
             self._spawn(self._through_queue(pending, lost=True))
 
-    def _answer(self, id: str, reply: Reply | None = None, payload: bytes = b"", error: NanoGridError | None = None) -> None:
+    def _answer(
+        self, id: str, reply: Reply | None = None, payload: bytes = b"", error: NanoGridError | None = None
+    ) -> None:
         answer = self._answers.pop(id, None)
         if answer is not None:
             answer(Answer(id, reply, payload, error))
@@ -175,7 +186,9 @@ class Invoker:
         if lost and record.retries == 0:
             record.attempt, record.status, record.ended_at = 1, Status.FAILED, self._clock()
             record.failure = Failure(
-                error_class=ErrorClass.WORKER_LOST, type="WorkerLost", message="the worker was lost, and retries = 0"
+                error_class=ErrorClass.WORKER_LOST,
+                type="WorkerLost",
+                message="the worker was lost, and retries = 0",
             )
             await self._state.save(record)
         else:
@@ -192,7 +205,13 @@ class Invoker:
         payload = await self.result_of(done) if done.failure is None else b""
         answer = self._answers.pop(answer_to or id, None)
         if answer is not None:
-            reply = Reply(failure=done.failure, type=done.result_type, attempt=done.attempt, cold=done.cold, usage=done.usage)
+            reply = Reply(
+                failure=done.failure,
+                type=done.result_type,
+                attempt=done.attempt,
+                cold=done.cold,
+                usage=done.usage,
+            )
             answer(Answer(id, reply, payload))
 
     async def _joined(self, message: Message, version: Version, wait_s: float) -> None:
@@ -231,12 +250,17 @@ class Invoker:
                 record.event = b""
         if any(record.idempotency_key for record in records):
             stored = list(await asyncio.gather(*(self._state.create(record) for record in records)))
-            fresh = [message_of(new) for new, asked in zip(stored, records, strict=True) if new.id == asked.id and not new.done]
+            fresh = [
+                message_of(new)
+                for new, asked in zip(stored, records, strict=True)
+                if new.id == asked.id and not new.done
+            ]
             if fresh:
                 await self._queue.send(fresh)
             return stored
         *created, _ = await asyncio.gather(
-            *(self._state.create(record) for record in records), self._queue.send([message_of(r) for r in records])
+            *(self._state.create(record) for record in records),
+            self._queue.send([message_of(r) for r in records]),
         )
         return created  # type: ignore[return-value]
 
@@ -256,12 +280,21 @@ class Invoker:
         version = await self.resolve(call.function, call.qualifier)
         done: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         started = self._clock()
-        self.direct(call, version, wait_s, lambda answer: done.done() or done.set_result(answer))  # type: ignore[func-returns-value]
+
+        def settle(answer: Answer) -> None:
+            if not done.done():
+                done.set_result(answer)
+
+        self.direct(call, version, wait_s, settle)
         answer = await done
         if answer.error is not None:
             raise answer.error
         record = Invocation(
-            id=answer.id, function=version.function, version=version.number, trigger=call.trigger, created_at=started
+            id=answer.id,
+            function=version.function,
+            version=version.number,
+            trigger=call.trigger,
+            created_at=started,
         )
         if answer.reply is not None:
             record.status = Status.SUCCESS if answer.reply.failure is None else Status.FAILED
@@ -341,6 +374,15 @@ class Invoker:
     async def _again(self, record: Invocation) -> Invocation:
         event = await self._objects.get(record.event_key) if record.event_key else record.event
         [again] = await self.submit(
-            [Call(record.function, record.qualifier, event, record.event_type, trigger="replay", replay_of=record.id)]
+            [
+                Call(
+                    record.function,
+                    record.qualifier,
+                    event,
+                    record.event_type,
+                    trigger="replay",
+                    replay_of=record.id,
+                )
+            ]
         )
         return again

@@ -14,22 +14,11 @@ from typing import NamedTuple
 import msgspec
 
 from nanogrid import wire
-from nanogrid.model.invocation import Failure, Message, Usage
+from nanogrid.model.invocation import Message, Reply
 from nanogrid.state.base import StateStore, WorkerInfo
 
 log = logging.getLogger(__name__)
 POLL_S = 1.0
-
-
-class Reply(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """The meta of an OUTCOME frame; the payload is the result."""
-
-    failure: Failure | None = None
-    type: str = "application/json"
-    attempt: int = 1
-    cold: bool = False
-    usage: Usage | None = None
-    result_key: str | None = None
 
 
 _encode = msgspec.json.Encoder().encode

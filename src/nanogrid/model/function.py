@@ -14,7 +14,19 @@ NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_-]{0,63}")
 ENV_NAME: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,127}")
 # Names through which an environment variable would run code in, or redirect, the runtime itself.
 ENV_RESERVED: Final = frozenset(
-    "LD_PRELOAD LD_LIBRARY_PATH LD_AUDIT PYTHONPATH PYTHONHOME PYTHONSTARTUP NODE_OPTIONS NODE_PATH BASH_ENV ENV PATH".split()
+    [
+        "LD_PRELOAD",
+        "LD_LIBRARY_PATH",
+        "LD_AUDIT",
+        "PYTHONPATH",
+        "PYTHONHOME",
+        "PYTHONSTARTUP",
+        "NODE_OPTIONS",
+        "NODE_PATH",
+        "BASH_ENV",
+        "ENV",
+        "PATH",
+    ]
 )
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]

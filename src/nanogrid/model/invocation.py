@@ -156,6 +156,17 @@ def record_of(message: Message) -> Invocation:
     return Invocation(**{name: getattr(message, name) for name in Message.__struct_fields__ if name != "protocol"})
 
 
+class Reply(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What a worker answers a controller with, in the meta of an OUTCOME frame; the payload is the result."""
+
+    failure: Failure | None = None
+    type: str = "application/json"
+    attempt: int = 1
+    cold: bool = False
+    usage: Usage | None = None
+    result_key: str | None = None
+
+
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One thing that happened to an invocation, as live streams show it.
 

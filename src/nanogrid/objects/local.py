@@ -29,7 +29,9 @@ class LocalObjects:
         except AlreadyExistsError as error:
             raise Conflict(f"object {key!r} exists already") from error
         except OSError as error:
-            raise StoreUnavailable(f"the object store at {self._root} does not take {key!r}: {error.strerror}") from error
+            raise StoreUnavailable(
+                f"the object store at {self._root} does not take {key!r}: {error.strerror}"
+            ) from error
         except obstore.exceptions.BaseError as error:
             raise StoreUnavailable(f"the object store at {self._root} does not take {key!r}") from error
 

@@ -11,9 +11,9 @@ from typing import Final
 
 import msgspec
 
+from nanogrid.local.engine import SqliteEngine
 from nanogrid.model.invocation import Message
 from nanogrid.queues.base import Delivery, Depth
-from nanogrid.state.sqlite_engine import SqliteEngine
 
 TOPIC: Final = "queue"
 SAFETY_S: Final = 2.0
@@ -105,7 +105,9 @@ class SqliteQueue:
         visible_at = self._clock() + visibility_s
         rows = [(visible_at, *_split(receipt)) for receipt in receipts]
         await self._engine.write(
-            lambda connection: connection.executemany("UPDATE messages SET visible_at = ? WHERE n = ? AND receipt = ?", rows)
+            lambda connection: connection.executemany(
+                "UPDATE messages SET visible_at = ? WHERE n = ? AND receipt = ?", rows
+            )
         )
         if visibility_s < SAFETY_S:
             self._engine.bus.publish(TOPIC)

@@ -36,7 +36,8 @@ def choose(function: Function, qualifier: str, draw: float) -> Version:
     if alias is None:
         known = [*sorted(function.versions, key=int), *sorted(function.aliases)]
         raise NotFound(
-            f"function {function.name!r} has no version or alias {qualifier[:80]!r}: it has {', '.join(known[-20:])} and $LATEST"
+            f"function {function.name!r} has no version or alias {qualifier[:80]!r}:"
+            f" it has {', '.join(known[-20:])} and $LATEST"
         )
     for number, weight in alias.weights.items():
         if draw < weight:
@@ -112,7 +113,9 @@ class ObjectRegistry:
         for _ in range(TRIES):
             before = await self._newest(name)
             after = change(before)
-            after = msgspec.structs.replace(after, revision=before.revision + 1 if before else 1, updated_at=time.time())
+            after = msgspec.structs.replace(
+                after, revision=before.revision + 1 if before else 1, updated_at=time.time()
+            )
             try:
                 await self._objects.put(function_revision(name, after.revision), _encode(after), create=True)
             except Conflict:
@@ -154,7 +157,9 @@ class ObjectRegistry:
             function = _alive(name, before)
             for number in (str(target.version), *target.weights):
                 if number not in function.versions:
-                    raise NotFound(f"function {name!r} has no version {number}: it has 1 to {max(map(int, function.versions))}")
+                    raise NotFound(
+                        f"function {name!r} has no version {number}: it has 1 to {max(map(int, function.versions))}"
+                    )
             return msgspec.structs.replace(function, aliases={**function.aliases, alias: target})
 
         return await self._change(name, change)
@@ -176,7 +181,9 @@ class ObjectRegistry:
         def change(before: Function | None) -> Function:
             function = _alive(name, before)
             if str(number) not in function.versions:
-                raise NotFound(f"function {name!r} has no version {number}: it has 1 to {max(map(int, function.versions))}")
+                raise NotFound(
+                    f"function {name!r} has no version {number}: it has 1 to {max(map(int, function.versions))}"
+                )
             return msgspec.structs.replace(function, latest=number)
 
         return await self._change(name, change)

@@ -306,9 +306,7 @@ def find_hierarchy(root: Path = Path("/sys/fs/cgroup"), own: str | None = None) 
 def _find_v1(root: Path, paths: dict[str, str]) -> Hierarchy | None:
     if any(name not in paths for name in NEEDED):
         return None
-    bases: dict[str, Path] = {
-        n: root / n / paths[n].lstrip("/") / FOLDER for n in (*NEEDED, *WANTED) if n in paths
-    }
+    bases: dict[str, Path] = {n: root / n / paths[n].lstrip("/") / FOLDER for n in (*NEEDED, *WANTED) if n in paths}
     for base in bases.values():
         base.mkdir(exist_ok=True)
     return HierarchyV1(bases)

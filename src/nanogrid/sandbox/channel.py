@@ -180,7 +180,7 @@ class ChannelSandbox:
         """The bootstrap's connection is gone: the sandbox is of no use, the level should kill it."""
 
     def end(self, reason: str) -> None:
-        """Says that the process tree is gone; the first reason stands. What is still in the pipe comes first."""
+        """Says that the process tree is gone; the first reason stands. Output in the pipe comes first."""
         if not self.exited.done():
             self.drain_log()
             self.exited.set_result(reason)

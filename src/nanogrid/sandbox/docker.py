@@ -215,6 +215,16 @@ async def _remove(container: aiodocker.containers.DockerContainer) -> bool:
     return True
 
 
+async def _remove_left(container: aiodocker.containers.DockerContainer) -> bool:
+    """Removes what a predecessor left; it may be frozen by a file, which the engine does not know of."""
+    with contextlib.suppress(DockerError, aiohttp.ClientError, TimeoutError, OSError):
+        pid = (await container.show())["State"]["Pid"]
+        cgroup = ContainerCgroup.find(pid, container.id) if pid else None
+        if cgroup is not None:
+            cgroup.thaw()
+    return await _remove(container)
+
+
 class DockerLauncher:
     """Starts sandboxes as containers of the Docker Engine on this machine.
 
@@ -306,7 +316,7 @@ class DockerLauncher:
         except (DockerError, aiohttp.ClientError, OSError, TimeoutError) as error:
             raise SandboxFailed(f"the Docker Engine does not answer ({error}): {GET_ENGINE}") from error
         dead = [container for container in listed if not mine.intersection(container["Names"])]
-        gone = await asyncio.gather(*(_remove(container) for container in dead))
+        gone = await asyncio.gather(*(_remove_left(container) for container in dead))
         for folder in (self._run_dir / "sb").glob("*"):
             if folder.name not in self._alive:
                 await remove_folder(folder)

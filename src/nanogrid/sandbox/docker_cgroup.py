@@ -74,9 +74,7 @@ class ContainerCgroup:
             files = V2
         else:
             folders = {
-                name: root / name / path.lstrip("/")
-                for _, controllers, path in rows
-                for name in controllers.split(",")
+                name: root / name / path.lstrip("/") for _, controllers, path in rows for name in controllers.split(",")
             }
             files = V1
         found = cls(files, folders)
@@ -122,9 +120,7 @@ class ContainerCgroup:
         """The meters; zeros for what cannot be read."""
         files = self._files
         now = self._number(files.memory_now)
-        cpu = (
-            self._number(files.cpu_use) / 1e6 if files is V1 else self._row(files.cpu_use, "usage_usec") / 1e3
-        )
+        cpu = self._number(files.cpu_use) / 1e6 if files is V1 else self._row(files.cpu_use, "usage_usec") / 1e3
         peak = max(self._number(files.memory_peak), now)
         return Reading(cpu, peak / MIB, now / MIB, self._row(files.memory_events, "oom_kill") > 0)
 

@@ -83,7 +83,18 @@ def place_code(code: Path, to: Path) -> None:
 class Loaded:
     """Runs one attempt at a time. `execution` is who owns it now, None while it is idle."""
 
-    __slots__ = ("_load", "bytes_logged", "cold", "cpu_ms", "early_log", "execution", "frozen", "idle_since", "sandbox", "version")
+    __slots__ = (
+        "_load",
+        "bytes_logged",
+        "cold",
+        "cpu_ms",
+        "early_log",
+        "execution",
+        "frozen",
+        "idle_since",
+        "sandbox",
+        "version",
+    )
 
     def __init__(self, sandbox: Sandbox, version: Version) -> None:
         self.sandbox = sandbox
@@ -172,7 +183,8 @@ class Loaded:
                     Failure(
                         error_class=crash_class(reason),
                         type="SandboxExited",
-                        message=f"the sandbox ended ({reason}) while the handler was loading" + (f": {said}" if said else ""),
+                        message=f"the sandbox ended ({reason}) while the handler was loading"
+                        + (f": {said}" if said else ""),
                     )
                 )
             )

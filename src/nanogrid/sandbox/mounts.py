@@ -33,7 +33,7 @@ SHM_MB: Final = 16
 
 def system_mounts(network: bool) -> list[str]:
     """bwrap arguments for the programs and libraries of the host."""
-    args = ["--ro-bind", "/usr", "/usr"]
+    args = [*folders(Path("/etc")), "--ro-bind", "/usr", "/usr"]
     for name in SYSTEM:
         path = Path(name)
         if path.is_symlink():

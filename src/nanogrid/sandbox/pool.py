@@ -195,7 +195,11 @@ class Pool:
             failure = Failure(error_class=ErrorClass.PLATFORM, type=type(error).__name__, message=error.detail)
         except Exception as error:
             log.exception("sandbox_start_failed version=%s", shelf.version.label)
-            failure = Failure(error_class=ErrorClass.PLATFORM, type=type(error).__name__, message="the sandbox could not be started")
+            failure = Failure(
+                error_class=ErrorClass.PLATFORM,
+                type=type(error).__name__,
+                message="the sandbox could not be started",
+            )
         finally:
             shelf.starting -= 1
             if loaded is None:

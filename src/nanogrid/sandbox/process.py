@@ -62,9 +62,7 @@ class ProcessLauncher:
         socket = str(sandbox.dir / "s")
         try:
             if len(socket.encode()) > SOCKET_PATH_MAX:
-                raise SandboxFailed(
-                    f"too long a path for a socket, use a shorter run folder: {self._run_dir}"
-                )
+                raise SandboxFailed(f"too long a path for a socket, use a shorter run folder: {self._run_dir}")
             sandbox.open()
             sandbox.limit(limits)
             bootstrap = str(self._runtimes / runtime.family / bootstrap_of(runtime.family))

@@ -121,9 +121,7 @@ def _when(number: int, body: list[Instruction]) -> list[Instruction]:
     return [(JEQ, 0, len(body), number), *body]
 
 
-def _one_of(
-    argument: int, values: tuple[int, ...], mask: int, otherwise: list[Instruction]
-) -> list[Instruction]:
+def _one_of(argument: int, values: tuple[int, ...], mask: int, otherwise: list[Instruction]) -> list[Instruction]:
     """Goes on behind the returned code when the masked argument is one of `values`, else runs `otherwise`."""
     code: list[Instruction] = [(LOAD, 0, 0, ARGS + 8 * argument), (AND, 0, 0, mask)]
     for left, value in zip(range(len(values), 0, -1), values, strict=True):
@@ -195,11 +193,7 @@ def docker_profile() -> dict[str, Any]:
         return {"index": index, "value": mask, "valueTwo": value, "op": "SCMP_CMP_MASKED_EQ"}
 
     names = sorted({entry.split(":")[0] for entry in TABLE.split()} - SPECIAL)
-    sockets = [
-        rule(["socket"], equal(0, family), masked(1, 0xF, kind))
-        for family in FAMILIES
-        for kind in SOCKET_TYPES
-    ]
+    sockets = [rule(["socket"], equal(0, family), masked(1, 0xF, kind)) for family in FAMILIES for kind in SOCKET_TYPES]
     return {
         "defaultAction": "SCMP_ACT_ERRNO",
         "defaultErrnoRet": errno.EPERM,

@@ -53,9 +53,7 @@ class TreeSandbox(ChannelSandbox):
         """The root of the tree; 0 before `start`."""
         return self._process.pid if self._process is not None else 0
 
-    def start(
-        self, argv: list[str], env: dict[str, str], cwd: str | None = None, pass_fds: Sequence[int] = ()
-    ) -> None:
+    def start(self, argv: list[str], env: dict[str, str], cwd: str | None = None, pass_fds: Sequence[int] = ()) -> None:
         """Starts the tree with its output on the log pipe.
 
         Raises:

@@ -82,8 +82,14 @@ class StateStore(Protocol):
         ...
 
     async def query(
-        self, *, function: str | None = None, status: Status | None = None, since: float | None = None,
-        limit: int = 50, before: str | None = None, dead_letter: bool = False,
+        self,
+        *,
+        function: str | None = None,
+        status: Status | None = None,
+        since: float | None = None,
+        limit: int = 50,
+        before: str | None = None,
+        dead_letter: bool = False,
     ) -> list[Invocation]:
         """Records, newest first (without event, result and log), ids smaller than `before`."""
         ...
@@ -97,7 +103,9 @@ class StateStore(Protocol):
         """Appends progress and partial events to the log and wakes subscribers."""
         ...
 
-    def events(self, *, after: int | None = None, id: str | None = None, function: str | None = None) -> AsyncIterator[Event]:
+    def events(
+        self, *, after: int | None = None, id: str | None = None, function: str | None = None
+    ) -> AsyncIterator[Event]:
         """Events stored after number `after` (None: from now on; 0: from the start), then live ones,
         without end. `id` or `function` filter."""
         ...

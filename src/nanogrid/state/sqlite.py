@@ -13,11 +13,11 @@ from typing import Any, Final
 import msgspec
 
 from nanogrid.errors import NotFound
+from nanogrid.local.engine import SqliteEngine
 from nanogrid.model.invocation import ErrorClass, Event, Failure, Invocation, Message, Status, record_of
 from nanogrid.model.names import new_id
 from nanogrid.state import sqlite_rows as rows
 from nanogrid.state.base import Claim, WorkerInfo
-from nanogrid.state.sqlite_engine import SqliteEngine
 
 log = logging.getLogger(__name__)
 TOPIC: Final = "event"
@@ -71,13 +71,21 @@ class SqliteState:
     async def claim(self, message: Message, worker: str, lease_s: float, concurrency: int | None = None) -> Claim:
         """See the port."""
         now = self._clock()
-        claim = await self._engine.write(lambda connection: self._claim(connection, message, worker, lease_s, concurrency, now))
+        claim = await self._engine.write(
+            lambda connection: self._claim(connection, message, worker, lease_s, concurrency, now)
+        )
         if claim.granted:
             self._tell((message.id,))
         return claim
 
     def _claim(
-        self, connection: sqlite3.Connection, message: Message, worker: str, lease_s: float, concurrency: int | None, now: float
+        self,
+        connection: sqlite3.Connection,
+        message: Message,
+        worker: str,
+        lease_s: float,
+        concurrency: int | None,
+        now: float,
     ) -> Claim:
         record = rows.find(connection, message.id) or record_of(message)
         if record.done:
@@ -88,7 +96,8 @@ class SqliteState:
             return Claim(False, record, (record.not_before or now) - now)
         if concurrency is not None:
             [(busy,)] = connection.execute(
-                "SELECT COUNT(*) FROM invocations WHERE function = ? AND status = 1 AND lease_until > ?", (record.function, now)
+                "SELECT COUNT(*) FROM invocations WHERE function = ? AND status = 1 AND lease_until > ?",
+                (record.function, now),
             ).fetchall()
             if busy >= concurrency:
                 return Claim(False, record, 0.5)
@@ -171,7 +180,9 @@ class SqliteState:
             if record.status is Status.PENDING:
                 record.status, record.ended_at = Status.FAILED, now
                 record.failure = Failure(
-                    error_class=ErrorClass.CANCELLED, type="Cancelled", message="the invocation was cancelled before it started"
+                    error_class=ErrorClass.CANCELLED,
+                    type="Cancelled",
+                    message="the invocation was cancelled before it started",
                 )
                 rows.save(connection, rows.to_row(record, now, self._ttl_s), rows.status_event(record, now))
                 return record, True
@@ -203,7 +214,10 @@ class SqliteState:
             if value is not None:
                 where.append(clause)
                 values.append(value)
-        sql = f"SELECT doc, NULL, NULL, NULL, cancel, lease_until FROM invocations WHERE {' AND '.join(where)} ORDER BY id DESC LIMIT ?"
+        sql = (
+            "SELECT doc, NULL, NULL, NULL, cancel, lease_until FROM invocations"
+            f" WHERE {' AND '.join(where)} ORDER BY id DESC LIMIT ?"
+        )
         return [rows.from_row(row) for row in self._engine.read(sql, *values, limit)]
 
     async def stale(self, limit: int = 100) -> list[Invocation]:
@@ -211,8 +225,8 @@ class SqliteState:
         now = self._clock()
         await self._prune(now)
         found = self._engine.read(
-            rows.SELECT + " WHERE (status = 1 AND lease_until < ?) OR (status = 0 AND touched < ? AND COALESCE(not_before, 0) < ?)"
-            " LIMIT ?",
+            rows.SELECT + " WHERE (status = 1 AND lease_until < ?)"
+            " OR (status = 0 AND touched < ? AND COALESCE(not_before, 0) < ?) LIMIT ?",
             now - 5.0, now - 10.0, now - 10.0, limit,
         )  # fmt: skip
         return [rows.from_row(row) for row in found]
@@ -225,11 +239,13 @@ class SqliteState:
 
         def prune(connection: sqlite3.Connection) -> None:
             connection.execute(
-                "DELETE FROM invocations WHERE id IN (SELECT id FROM invocations WHERE id < ? AND expires < ? ORDER BY id LIMIT ?)",
+                "DELETE FROM invocations WHERE id IN"
+                " (SELECT id FROM invocations WHERE id < ? AND expires < ? ORDER BY id LIMIT ?)",
                 (oldest, now, BATCH * 10),
             )
             connection.execute(
-                "DELETE FROM events WHERE n IN (SELECT n FROM events WHERE at < ? ORDER BY n LIMIT ?)", (now - self._ttl_s, BATCH * 30)
+                "DELETE FROM events WHERE n IN (SELECT n FROM events WHERE at < ? ORDER BY n LIMIT ?)",
+                (now - self._ttl_s, BATCH * 30),
             )
 
         await self._engine.write(prune)
@@ -256,7 +272,9 @@ class SqliteState:
                 for waiter in self._waiters.get(id, ()):
                     waiter.set()
 
-    async def events(self, *, after: int | None = None, id: str | None = None, function: str | None = None) -> AsyncIterator[Event]:
+    async def events(
+        self, *, after: int | None = None, id: str | None = None, function: str | None = None
+    ) -> AsyncIterator[Event]:
         """See the port."""
         news = asyncio.Event()
         self._streams.add(news)
@@ -306,7 +324,9 @@ class SqliteState:
         """See the port."""
         body = msgspec.msgpack.encode(worker)
         values = (worker.id, self._clock(), body)
-        await self._engine.write(lambda connection: connection.execute("INSERT OR REPLACE INTO workers VALUES (?, ?, ?)", values))
+        await self._engine.write(
+            lambda connection: connection.execute("INSERT OR REPLACE INTO workers VALUES (?, ?, ?)", values)
+        )
 
     async def remove_worker(self, worker: str) -> None:
         """See the port."""
@@ -314,7 +334,10 @@ class SqliteState:
         def remove(connection: sqlite3.Connection) -> None:
             connection.execute("DELETE FROM workers WHERE id = ?", (worker,))
             # Twice the reaper's patience ago, so that nobody waits for a lease that cannot be renewed.
-            connection.execute("UPDATE invocations SET lease_until = ? WHERE status = 1 AND worker = ?", (self._clock() - 10.0, worker))
+            connection.execute(
+                "UPDATE invocations SET lease_until = ? WHERE status = 1 AND worker = ?",
+                (self._clock() - 10.0, worker),
+            )
 
         await self._engine.write(remove)
 

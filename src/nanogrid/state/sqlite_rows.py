@@ -26,8 +26,8 @@ SAVED: Final = (
     " expires = excluded.expires, dead = excluded.dead, doc = excluded.doc,"
     " event = CASE WHEN LENGTH(excluded.event) > 0 THEN excluded.event ELSE event END,"
     " result = excluded.result, log = excluded.log"
-    " WHERE invocations.status < 2 AND (invocations.attempt < excluded.attempt OR (invocations.attempt = excluded.attempt"
-    " AND (invocations.status = 0 OR invocations.worker IS excluded.worker)))"
+    " WHERE invocations.status < 2 AND (invocations.attempt < excluded.attempt"
+    " OR (invocations.attempt = excluded.attempt AND (invocations.status = 0 OR invocations.worker IS excluded.worker)))"
     " RETURNING id"
 )
 CHUNKS: Final = (64, 16, 4, 1)
@@ -76,7 +76,13 @@ def status_event(record: Invocation, now: float) -> Event:
     if record.failure is not None:
         data = {"error_class": str(record.failure.error_class), "message": record.failure.message[:500]}
     return Event(
-        id=record.id, function=record.function, kind="status", at=now, status=record.status, attempt=record.attempt, data=data
+        id=record.id,
+        function=record.function,
+        kind="status",
+        at=now,
+        status=record.status,
+        attempt=record.attempt,
+        data=data,
     )
 
 

@@ -41,7 +41,12 @@ class Scheduler:
     """Serves the schedules of all functions while it holds the lease."""
 
     def __init__(
-        self, holder: str, registry: Registry, state: StateStore, invoker: Invoker, clock: Callable[[], float] = time.time
+        self,
+        holder: str,
+        registry: Registry,
+        state: StateStore,
+        invoker: Invoker,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._holder = holder
         self._registry = registry

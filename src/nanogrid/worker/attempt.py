@@ -73,8 +73,25 @@ class Attempt:
     """
 
     __slots__ = (
-        "_deadline", "_ending", "_grace_s", "_killer", "_log", "_loaded", "_log_size", "_on_done", "_pool", "_publish",
-        "_started", "abandoned", "done", "event", "payload", "receipt", "record", "reply", "version",
+        "_deadline",
+        "_ending",
+        "_grace_s",
+        "_killer",
+        "_loaded",
+        "_log",
+        "_log_size",
+        "_on_done",
+        "_pool",
+        "_publish",
+        "_started",
+        "abandoned",
+        "done",
+        "event",
+        "payload",
+        "receipt",
+        "record",
+        "reply",
+        "version",
     )  # fmt: skip
 
     def __init__(
@@ -166,7 +183,14 @@ class Attempt:
                 return
         record = self.record
         self._publish(
-            Event(id=record.id, function=record.function, kind=kind, at=time.time(), attempt=record.attempt, data=data)
+            Event(
+                id=record.id,
+                function=record.function,
+                kind=kind,
+                at=time.time(),
+                attempt=record.attempt,
+                data=data,
+            )
         )
 
     def on_log(self, data: bytes) -> None:
@@ -188,7 +212,9 @@ class Attempt:
     def on_exit(self, reason: str) -> None:
         """The sandbox ended under the attempt."""
         if self._ending is None:
-            failure = Failure(error_class=crash_class(reason), type="SandboxExited", message=f"the sandbox ended: {reason}")
+            failure = Failure(
+                error_class=crash_class(reason), type="SandboxExited", message=f"the sandbox ended: {reason}"
+            )
             if failure.error_class is ErrorClass.OUT_OF_MEMORY:
                 limit = self.version.config.memory_mb
                 message = f"the function used more than its {limit} MiB of memory: raise memory_mb or use less"
@@ -277,7 +303,11 @@ def _failure_of(meta: bytes) -> Failure:
     try:
         told = _decode_error(meta)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-        return Failure(error_class=ErrorClass.FUNCTION_ERROR, type="Error", message="the runtime sent an error that cannot be read")
+        return Failure(
+            error_class=ErrorClass.FUNCTION_ERROR,
+            type="Error",
+            message="the runtime sent an error that cannot be read",
+        )
     kind = ErrorClass.RESULT_INVALID if told.error_class == "RESULT_INVALID" else ErrorClass.FUNCTION_ERROR
     return Failure(error_class=kind, type=told.type, message=told.message, stack=told.stack[:100])
 

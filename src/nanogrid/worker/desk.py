@@ -11,10 +11,19 @@ from typing import Any, Protocol
 
 import msgspec
 
-from nanogrid.invoke.retry import retry_delay_s
 from nanogrid.model.function import Version
-from nanogrid.model.invocation import ErrorClass, Event, Failure, Invocation, Message, Status, message_of, record_of
+from nanogrid.model.invocation import (
+    ErrorClass,
+    Event,
+    Failure,
+    Invocation,
+    Message,
+    Status,
+    message_of,
+    record_of,
+)
 from nanogrid.model.names import INLINE_LIMIT, dead_letter_key, event_key, result_key
+from nanogrid.model.retry import retry_delay_s
 from nanogrid.objects.base import ObjectStore
 from nanogrid.queues.base import Queue
 from nanogrid.sandbox.pool import Pool
@@ -83,7 +92,14 @@ class Desk:
         self._state.note(record, LINGER_S)
         attempt.begin()
 
-    def start_claimed(self, record: Invocation, version: Version, event: bytes, receipt: str | None, answer: Callable[[Attempt], None] | None) -> None:
+    def start_claimed(
+        self,
+        record: Invocation,
+        version: Version,
+        event: bytes,
+        receipt: str | None,
+        answer: Callable[[Attempt], None] | None,
+    ) -> None:
         """An attempt whose lease was granted by the state store."""
         record.started_at = time.time()
         record.isolation = self._isolation
@@ -100,7 +116,9 @@ class Desk:
         record.started_at = now
         record.lease_until = now + self._settings.lease_s
 
-    def _attempt(self, record: Invocation, version: Version, event: bytes, settle: Callable[[Attempt], None]) -> Attempt:
+    def _attempt(
+        self, record: Invocation, version: Version, event: bytes, settle: Callable[[Attempt], None]
+    ) -> Attempt:
         if len(event) <= INLINE_LIMIT:
             record.event = event
         attempt = Attempt(record, version, event, self._pool, settle, self.publish, self._settings.cancel_grace_s)
@@ -243,7 +261,7 @@ class Desk:
         """Lets attempts finish for `patience_s`, then hands the rest back to the queue."""
         self.draining = True
         until = time.monotonic() + patience_s
-        while self.attempts and time.monotonic() < until:
+        while self.attempts and time.monotonic() < until:  # noqa: ASYNC110 - once in a life
             await asyncio.sleep(0.05)
         for attempt in list(self.attempts.values()):
             await self._hand_back(attempt)

@@ -10,9 +10,8 @@ import msgspec
 
 from nanogrid import wire
 from nanogrid.errors import NanoGridError, NotFound
-from nanogrid.invoke.link import Reply
 from nanogrid.model.function import Version
-from nanogrid.model.invocation import ErrorClass, Failure, Message
+from nanogrid.model.invocation import ErrorClass, Failure, Message, Reply
 from nanogrid.objects.base import ObjectStore
 from nanogrid.queues.base import Delivery, Queue
 from nanogrid.registry.base import Registry
@@ -34,7 +33,9 @@ _decode_message = msgspec.json.Decoder(Message).decode
 class DirectIntake:
     """Serves the framed connections of the controllers."""
 
-    def __init__(self, desk: Desk, registry: Registry, state: StateStore, settings: Settings, on_drain: asyncio.Event) -> None:
+    def __init__(
+        self, desk: Desk, registry: Registry, state: StateStore, settings: Settings, on_drain: asyncio.Event
+    ) -> None:
         self._desk = desk
         self._registry = registry
         self._state = state
@@ -84,9 +85,13 @@ class DirectIntake:
             if version.config.concurrency is None:
                 self._desk.start_direct(message, version, event, lambda attempt: _answer(peer, stream, attempt))
                 return
-            claim = await self._state.claim(message, self._desk.worker, self._settings.lease_s, version.config.concurrency)
+            claim = await self._state.claim(
+                message, self._desk.worker, self._settings.lease_s, version.config.concurrency
+            )
             if claim.granted:
-                self._desk.start_claimed(claim.record, version, event, None, lambda attempt: _answer(peer, stream, attempt))
+                self._desk.start_claimed(
+                    claim.record, version, event, None, lambda attempt: _answer(peer, stream, attempt)
+                )
             else:
                 peer.send(wire.REFUSED, b'{"reason":"concurrency"}', b"", stream)
         except NanoGridError as error:
@@ -109,7 +114,11 @@ class DirectIntake:
 def _answer(peer: wire.FrameProtocol, stream: int, attempt: Attempt) -> None:
     record = attempt.record
     reply = Reply(
-        failure=record.failure, type=record.result_type, attempt=record.attempt, cold=record.cold, usage=record.usage
+        failure=record.failure,
+        type=record.result_type,
+        attempt=record.attempt,
+        cold=record.cold,
+        usage=record.usage,
     )
     peer.send(wire.OUTCOME, _encode(reply), attempt.payload, stream)
 
@@ -129,7 +138,15 @@ async def version_of(registry: Registry, message: Message) -> Version:
 class QueueIntake:
     """Takes messages while there is room."""
 
-    def __init__(self, desk: Desk, queue: Queue, registry: Registry, state: StateStore, objects: ObjectStore, settings: Settings) -> None:
+    def __init__(
+        self,
+        desk: Desk,
+        queue: Queue,
+        registry: Registry,
+        state: StateStore,
+        objects: ObjectStore,
+        settings: Settings,
+    ) -> None:
         self._desk = desk
         self._queue = queue
         self._registry = registry
@@ -199,7 +216,11 @@ class QueueIntake:
             return
         if record.attempt > record.retries + 1:
             tries = record.attempt - 1
-            lost = f"the worker was lost in each of {tries} attempts" if tries > 1 else "the worker was lost, and retries = 0"
+            lost = (
+                f"the worker was lost in each of {tries} attempts"
+                if tries > 1
+                else "the worker was lost, and retries = 0"
+            )
             failure = Failure(error_class=ErrorClass.WORKER_LOST, type="WorkerLost", message=lost)
             await self._desk.fail(record, delivery.receipt, failure)
             return

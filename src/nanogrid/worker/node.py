@@ -65,7 +65,12 @@ class WorkerNode:
         await self._beat()
         duties = [
             asyncio.ensure_future(duty)
-            for duty in (self._pool.serve(), self._desk.keep_leases(), self._keep_beating(), self._queued.serve())
+            for duty in (
+                self._pool.serve(),
+                self._desk.keep_leases(),
+                self._keep_beating(),
+                self._queued.serve(),
+            )
         ]
         log.info("worker_ready worker=%s isolation=%s", self._id, self._launcher.level)
         stopping = asyncio.ensure_future(self.stop.wait())

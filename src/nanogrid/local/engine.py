@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from nanogrid.errors import NanoGridError, StoreUnavailable
-from nanogrid.state.bus import Bus
+from nanogrid.local.bus import Bus
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -32,7 +32,8 @@ CREATE INDEX IF NOT EXISTS invocations_function ON invocations (function, id);
 CREATE INDEX IF NOT EXISTS invocations_active ON invocations (function, status) WHERE status < 2;
 CREATE INDEX IF NOT EXISTS invocations_failed ON invocations (id) WHERE status = 3;
 CREATE UNIQUE INDEX IF NOT EXISTS invocations_idem ON invocations (function, idem) WHERE idem IS NOT NULL;
-CREATE TABLE IF NOT EXISTS events (n INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL, at REAL NOT NULL, body BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS events (
+    n INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL, at REAL NOT NULL, body BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS events_id ON events (id);
 CREATE TABLE IF NOT EXISTS messages (
     n INTEGER PRIMARY KEY AUTOINCREMENT, visible_at REAL NOT NULL, receipt TEXT, deliveries INTEGER NOT NULL DEFAULT 0,
@@ -55,7 +56,9 @@ class Write:
 
 def connect(path: Path) -> sqlite3.Connection:
     """A connection as every process wants it: WAL, durable at commit, transactions begun by hand."""
-    connection = sqlite3.connect(path, timeout=30.0, isolation_level=None, check_same_thread=False, cached_statements=256)
+    connection = sqlite3.connect(
+        path, timeout=30.0, isolation_level=None, check_same_thread=False, cached_statements=256
+    )
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA cache_size = -32768")

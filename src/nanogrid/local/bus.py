@@ -51,7 +51,7 @@ class Bus:
         self._loop.add_reader(self._socket.fileno(), self._receive)
 
     def subscribe(self, topic: str, listener: Listener) -> Callable[[], None]:
-        """Calls `listener(topic, data)` on the loop for every topic that starts with `topic`; returns the way to stop."""
+        """Calls `listener(topic, data)` on the loop for every topic that starts with `topic`; returns what stops it."""
         entry = (topic, listener)
         self._listeners.append(entry)
 
@@ -69,7 +69,9 @@ class Bus:
         now = self._loop.time()
         if now - self._members_at > MEMBERS_S:
             self._members_at = now
-            self._members = [e.path for e in os.scandir(self._folder) if e.name.endswith(".sock") and e.name != self._name]
+            self._members = [
+                e.path for e in os.scandir(self._folder) if e.name.endswith(".sock") and e.name != self._name
+            ]
         datagram = topic.encode() + b"\n" + data
         for path in list(self._members):
             try:

@@ -1,0 +1,1 @@
+"""What the embedded adapters share: one SQLite file, and wake-ups between the processes of one machine."""
