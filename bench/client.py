@@ -79,7 +79,8 @@ class Reader:
 
 def _dechunk(data: bytes) -> tuple[bytes, bytes] | None:
     """Body and what follows it, or None when the last chunk is not there yet."""
-    body, at = [], 0
+    body: list[bytes] = []
+    at = 0
     while (line := data.find(b"\r\n", at)) >= 0:
         size = int(data[at:line].split(b";")[0], 16)
         at = line + 2 + size + 2

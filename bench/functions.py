@@ -80,7 +80,9 @@ def multipart(config: dict[str, Any], code: bytes) -> tuple[bytes, str]:
         ('name="code"; filename="code.zip"', "application/zip", code),
     )
     body = b"".join(
-        f"--{boundary}\r\nContent-Disposition: form-data; {head}\r\nContent-Type: {kind}\r\n\r\n".encode() + data + b"\r\n"
+        f"--{boundary}\r\nContent-Disposition: form-data; {head}\r\nContent-Type: {kind}\r\n\r\n".encode()
+        + data
+        + b"\r\n"
         for head, kind, data in parts
     )
     return body + f"--{boundary}--\r\n".encode(), f"multipart/form-data; boundary={boundary}"

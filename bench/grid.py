@@ -19,7 +19,7 @@ from bench.client import BenchError, Connection, Reply, request
 from bench.functions import MARK, Source, multipart, package
 from bench.processes import Child, all_pids, comm, cpu_s, free_port, parent, pss_mib, tree
 
-COMMAND: Final = (str(Path(sys.executable).with_name("nanogrid")),)
+COMMAND: Final = str(Path(sys.executable).with_name("nanogrid"))
 START_S: Final = 600.0
 """The first start with docker builds images."""
 DEPLOY_S: Final = 300.0
@@ -39,7 +39,7 @@ class Grid:
     Not under /tmp, which may be in memory: what is durable must have gone to a disk here as well.
     """
 
-    def __init__(self, level: str, command: Sequence[str] = COMMAND) -> None:
+    def __init__(self, level: str, command: str = COMMAND) -> None:
         """
         Raises:
             LevelMissing: the level cannot be had here.
@@ -51,7 +51,7 @@ class Grid:
         self.folder = Path(tempfile.mkdtemp(prefix="nanogrid-bench-", dir="/var/tmp"))
         # Sandboxes belong to another user, who must get through to their own folders.
         self.folder.chmod(0o755)
-        argv = [*command, "up", "--port", str(self.port), "--data", str(self.folder / "data"), "--isolation", level]
+        argv = [command, "up", "--port", str(self.port), "--data", str(self.folder / "data"), "--isolation", level]
         # Settings of the caller would change what is measured, and the caller's profile must stay as it is.
         env = {name: value for name, value in os.environ.items() if not name.startswith("NANOGRID_")}
         env["XDG_CONFIG_HOME"] = str(self.folder / "config")
@@ -101,7 +101,12 @@ class Grid:
         return request(method, path, body, {**self.headers, **(headers or {})})
 
     def call(
-        self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None, expect: Sequence[int] = (200,)
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        headers: dict[str, str] | None = None,
+        expect: Sequence[int] = (200,),
     ) -> Reply:
         """One request of the control plane; raises BenchError on any other status than expected."""
         raw = self.raw(method, path, body, headers)
@@ -114,7 +119,9 @@ class Grid:
             self._control = self.connect()
             reply = self._control.call(raw)
         if reply.status not in expect:
-            raise BenchError(f"{self.name}: {method} {path} answered {reply.status}: {reply.body[:400].decode(errors='replace')}")
+            raise BenchError(
+                f"{self.name}: {method} {path} answered {reply.status}: {reply.body[:400].decode(errors='replace')}"
+            )
         return reply
 
     def deploy(self, source: Source, name: str | None = None) -> str:
@@ -132,15 +139,15 @@ class Grid:
         return f"/v1/functions/{name}/invocations"
 
     def record(self, id: str) -> dict[str, Any]:
-        """The record of an invocation; that of a synchronous call is stored a moment after its answer."""
+        """The record of an invocation that ended; of a synchronous call it is stored a moment after the answer."""
         until = time.monotonic() + RECORD_S
         while True:
-            reply = self.call("GET", f"/v1/invocations/{id}", expect=(200, 404))
-            if reply.status == 200:
-                record: dict[str, Any] = reply.json()
+            reply = self.call("GET", f"/v1/invocations/{id}?wait={RECORD_S:g}", expect=(200, 404))
+            record: dict[str, Any] = reply.json()
+            if reply.status == 200 and record["status"] in ("SUCCESS", "FAILED"):
                 return record
             if time.monotonic() > until:
-                raise BenchError(f"{self.name}: there is no record of invocation {id} after {RECORD_S:g} s")
+                raise BenchError(f"{self.name}: no ended record of invocation {id} after {RECORD_S:g} s, but {record}")
             time.sleep(0.02)
 
     def records(self, function: str, since: float, status: str | None = None, limit: int = 0) -> list[dict[str, Any]]:
@@ -176,7 +183,16 @@ class Grid:
         """The shims of this grid's containers, each with a container below it."""
         if self.level != "docker":
             return []
-        asked = ["docker", "ps", "--quiet", "--no-trunc", "--filter", "label=nanogrid.grid", "--format", "{{.ID}} {{.Label \"nanogrid.grid\"}}"]
+        asked = [
+            "docker",
+            "ps",
+            "--quiet",
+            "--no-trunc",
+            "--filter",
+            "label=nanogrid.grid",
+            "--format",
+            '{{.ID}} {{.Label "nanogrid.grid"}}',
+        ]
         lines = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()
         ids = [line.split()[0] for line in lines if str(self.folder) in line]
         if not ids:

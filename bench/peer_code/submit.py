@@ -13,6 +13,8 @@ import redis
 from noop import app, noop
 
 POLL_S = 0.02
+PAUSE_S = 0.02
+"""Between single ones, so that each meets an idle worker."""
 PATIENCE_S = 120.0
 EVENT = {"greeting": "hello-nanogrid", "n": "0000000"}
 
@@ -40,6 +42,7 @@ def single(count):
         began = time.monotonic()
         noop.apply_async((EVENT,)).get(timeout=PATIENCE_S)
         times.append((time.monotonic() - began) * 1000)
+        time.sleep(PAUSE_S)
     return {"ms": times}
 
 

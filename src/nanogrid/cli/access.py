@@ -1,120 +1,120 @@
-"""Secrets, keys and workers."""
+"""`nanogrid secret` and `nanogrid keys`."""
 
 from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 
 import click
 
-from nanogrid.cli.client import Client, at
-from nanogrid.cli.output import note, output_option, show, when
+from nanogrid.cli.client import segment
+from nanogrid.cli.errors import CliError
+from nanogrid.cli.output import Columns
+from nanogrid.cli.shared import Grid, with_grid
+from nanogrid.cli.times import Span, moment
+
+SCOPES = ("invoke", "deploy", "read", "admin")
 
 
 @click.group()
 def secret() -> None:
-    """Secrets that functions name in their config."""
+    """Stores values that functions get as environment variables."""
 
 
 @secret.command("put")
 @click.argument("name")
-def secret_put(name: str) -> None:
-    """Stores a value, read from a prompt or from stdin: never from the command line, which others can see."""
-    value = click.prompt("Value", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.read().rstrip("\n")
-    Client().call("PUT", at("v1", "secrets", name), {"value": value})
-    note(f"secret {name} is stored")
+@click.option("--file", type=click.Path(path_type=Path), help="Takes the value from a file, as it is.")
+@with_grid
+def secret_put(grid: Grid, name: str, file: Path | None) -> None:
+    """Stores or replaces a secret.
+
+    The value comes from --file, from standard input (without its last line end), or is asked for: never from
+    the command line, which other users of the machine can read. New sandboxes get it.
+    """
+    grid.client.send("PUT", f"/v1/secrets/{segment(name)}", {"value": _value(name, file)})
+    grid.out.done(f"stored {name}", {"name": name})
+
+
+def _value(name: str, file: Path | None) -> str:
+    try:
+        if file is not None:
+            return file.read_text()
+        if not sys.stdin.isatty():
+            return sys.stdin.read().removesuffix("\n").removesuffix("\r")
+    except OSError as error:
+        raise CliError(f"{file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise CliError(f"the value of {name} is not text: encode it first, such as with base64") from error
+    value: str = click.prompt(f"Value of {name}", hide_input=True, err=True)
+    return value
 
 
 @secret.command("ls")
-@output_option
-def secret_ls(output: str) -> None:
-    """The names of all secrets."""
-    show(Client().call("GET", "/v1/secrets")["secrets"], output, (("NAME", lambda s: s["name"]),), "no secrets")
+@with_grid
+def secret_ls(grid: Grid) -> None:
+    """Lists the names; a value never comes back."""
+    found = grid.client.get("/v1/secrets")["secrets"]
+    grid.out.table(found, {"NAME": "name"}, "no secrets: store one with `nanogrid secret put NAME`")
 
 
 @secret.command("rm")
 @click.argument("name")
-def secret_rm(name: str) -> None:
+@with_grid
+def secret_rm(grid: Grid, name: str) -> None:
     """Removes a secret."""
-    Client().call("DELETE", at("v1", "secrets", name))
-    note(f"secret {name} is gone")
+    grid.client.send("DELETE", f"/v1/secrets/{segment(name)}")
+    grid.out.done(f"removed {name}", {"name": name, "deleted": True})
 
 
 @click.group()
 def keys() -> None:
-    """API keys."""
+    """Makes, lists and revokes API keys."""
 
 
 @keys.command("create")
 @click.argument("name")
-@click.option("--scope", "scopes", multiple=True, default=("invoke", "read"), help="invoke, deploy, read or admin.")
-@click.option("--functions", default="*", show_default=True, help="A pattern of function names.")
-@click.option("--days", type=float, help="Days until it expires.")
-@output_option
-def keys_create(name: str, scopes: tuple[str, ...], functions: str, days: float | None, output: str) -> None:
-    """Makes a key and prints it, this once."""
-    expires = time.time() + days * 86400 if days else None
-    body = {"name": name, "scopes": list(scopes), "functions": functions, "expires_at": expires}
-    made = Client().call("POST", "/v1/keys", body)
-    if output == "json":
-        show(made, "json")
-    else:
-        click.echo(made["key"])
-        note(f"key {made['id']} ({', '.join(made['scopes'])}): keep it now, it is not shown again")
+@click.option(
+    "--scope", "scopes", type=click.Choice(SCOPES), multiple=True, default=("invoke", "read"), show_default=True,
+    help="What the key may do; may be repeated.",
+)  # fmt: skip
+@click.option(
+    "--functions",
+    default="*",
+    show_default=True,
+    help="Pattern of the function names that it is for, such as 'shop-*'.",
+)
+@click.option("--expires", type=Span(), help="Ends by itself after 12h, 30d [default: never].")
+@with_grid
+def keys_create(grid: Grid, name: str, scopes: tuple[str, ...], functions: str, expires: float | None) -> None:
+    """Makes a key and prints it: this once and never again."""
+    wanted: dict[str, object] = {"name": name, "scopes": list(scopes), "functions": functions}
+    if expires is not None:
+        wanted["expires_at"] = time.time() + expires
+    made = grid.client.send("POST", "/v1/keys", wanted)
+    grid.out.done(made["key"], made)
+    grid.out.note(f"key {made['id']}: keep it now, it cannot be shown again")
 
 
 @keys.command("ls")
-@output_option
-def keys_ls(output: str) -> None:
-    """All keys."""
-    columns = (
-        ("ID", lambda k: k["id"]),
-        ("NAME", lambda k: k["name"]),
-        ("SCOPES", lambda k: ", ".join(k["scopes"])),
-        ("FUNCTIONS", lambda k: k["functions"]),
-        ("CREATED", lambda k: when(k["created_at"])),
-        ("EXPIRES", lambda k: when(k["expires_at"])),
-    )
-    show(Client().call("GET", "/v1/keys")["keys"], output, columns)
+@with_grid
+def keys_ls(grid: Grid) -> None:
+    """Lists the keys, without what would let one use them."""
+    columns: Columns = {
+        "ID": "id",
+        "NAME": "name",
+        "SCOPES": lambda k: ",".join(k["scopes"]),
+        "FUNCTIONS": "functions",
+        "CREATED": lambda k: moment(k.get("created_at")),
+        "EXPIRES": lambda k: moment(k.get("expires_at")) or "never",
+    }
+    grid.out.table(grid.client.get("/v1/keys")["keys"], columns, "no keys")
 
 
 @keys.command("revoke")
 @click.argument("id")
-def keys_revoke(id: str) -> None:
-    """Ends a key."""
-    Client().call("DELETE", at("v1", "keys", id))
-    note(f"key {id} is revoked")
-
-
-@click.group()
-def workers() -> None:
-    """Workers of the grid."""
-
-
-@workers.command("ls")
-@output_option
-def workers_ls(output: str) -> None:
-    """The workers that live."""
-    columns = (
-        ("ID", lambda w: w["id"]),
-        ("ISOLATION", lambda w: w["isolation"]),
-        ("RUNNING", lambda w: f"{w.get('running', 0)}/{w['capacity']}"),
-        ("SANDBOXES", lambda w: w.get("sandboxes", 0)),
-        ("DRAINING", lambda w: "yes" if w.get("draining") else ""),
-        ("SINCE", lambda w: when(w.get("started_at"))),
-    )
-    show(Client().call("GET", "/v1/workers")["workers"], output, columns, "no worker lives")
-
-
-@workers.command("drain")
-@click.argument("id")
-def workers_drain(id: str) -> None:
-    """Lets a worker finish what it has, then stop."""
-    Client().call("POST", f"{at('v1', 'workers', id)}:drain")
-    note(f"{id} drains")
-
-
-@click.command()
-def scaling() -> None:
-    """What waits, and what there is to run it."""
-    show(Client().call("GET", "/v1/scaling"), "json")
+@with_grid
+def keys_revoke(grid: Grid, id: str) -> None:
+    """Ends a key, within seconds on every controller."""
+    grid.client.send("DELETE", f"/v1/keys/{segment(id)}")
+    grid.out.done(f"revoked {id}", {"id": id, "revoked": True})

@@ -1,123 +1,186 @@
-"""Functions, their versions and aliases."""
+"""`nanogrid functions`, `versions`, `rollback` and `alias`."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from nanogrid.cli.client import Client, at
-from nanogrid.cli.output import note, output_option, show, when
+from nanogrid.cli.client import segment
+from nanogrid.cli.errors import CliError
+from nanogrid.cli.output import Columns
+from nanogrid.cli.shared import Grid, confirm, with_grid, yes_option
+from nanogrid.cli.times import age, moment, size
+
+NO_FUNCTIONS = "no functions yet: write one with `nanogrid init hello`, then `nanogrid deploy hello`"
 
 
 @click.group()
 def functions() -> None:
-    """Functions: list, describe, delete."""
+    """Lists, describes and deletes functions."""
 
 
 @functions.command("ls")
-@output_option
-def functions_ls(output: str) -> None:
-    """All functions."""
-    columns = (
-        ("NAME", lambda f: f["name"]),
-        ("RUNTIME", lambda f: f["runtime"]),
-        ("LATEST", lambda f: f["latest"]),
-        ("VERSIONS", lambda f: f["versions"]),
-        ("ALIASES", lambda f: ", ".join(f["aliases"])),
-        ("UPDATED", lambda f: when(f["updated_at"])),
-    )
-    show(Client().call("GET", "/v1/functions")["functions"], output, columns, "no functions yet: nanogrid deploy")
+@with_grid
+def functions_ls(grid: Grid) -> None:
+    """Lists all functions."""
+    found = grid.client.get("/v1/functions")["functions"]
+    columns: Columns = {
+        "NAME": "name",
+        "RUNTIME": "runtime",
+        "LATEST": "latest",
+        "VERSIONS": "versions",
+        "ALIASES": lambda f: ", ".join(f["aliases"]) or None,
+        "CODE": lambda f: size(f["code_size"]),
+        "UPDATED": lambda f: age(f["updated_at"]),
+    }
+    grid.out.table(found, columns, NO_FUNCTIONS)
 
 
 @functions.command("describe")
 @click.argument("name")
-def functions_describe(name: str) -> None:
-    """One function, with its config."""
-    show(Client().call("GET", at("v1", "functions", name)), "json")
+@with_grid
+def functions_describe(grid: Grid, name: str) -> None:
+    """Shows a function: its config, code, versions and aliases."""
+    function = grid.client.get(f"/v1/functions/{segment(name)}")
+    config = function["config"]
+    columns: Columns = {
+        "NAME": "name",
+        "DESCRIPTION": lambda f: config.get("description"),
+        "RUNTIME": "runtime",
+        "HANDLER": lambda f: config.get("handler"),
+        "LATEST": "latest",
+        "VERSIONS": "versions",
+        "CODE": lambda f: f"{size(f['code_size'])}, sha256 {f['code_sha256']}",
+        "URL": "url",
+        "CREATED": lambda f: moment(f["created_at"]),
+        "UPDATED": lambda f: moment(f["updated_at"]),
+    }
+    grid.out.fields(function, columns)
+    if grid.out.as_json:
+        return
+    shown = ("name", "description", "runtime", "handler")
+    for key, value in config.items():
+        if key not in shown:
+            grid.out.fields({key: _plain(value)}, {key: key})
+    for alias, target in function["aliases"].items():
+        grid.out.fields({"alias": f"{alias} -> {target_text(target)}"}, {"alias": "alias"})
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return " ".join(f"{key}={item}" for key, item in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else value
 
 
 @functions.command("delete")
 @click.argument("name")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-def functions_delete(name: str, yes: bool) -> None:
-    """Deletes a function with all its versions and aliases."""
-    if not yes:
-        click.confirm(f"Delete {name} with all its versions?", abort=True, err=True)
-    Client().call("DELETE", at("v1", "functions", name))
-    note(f"{name} is deleted")
+@yes_option
+@with_grid
+def functions_delete(grid: Grid, name: str, yes: bool) -> None:
+    """Deletes a function; what runs goes on to its end."""
+    confirm(f"Delete function {name!r} with all its versions?", yes)
+    grid.client.send("DELETE", f"/v1/functions/{segment(name)}")
+    grid.out.done(f"deleted {name}", {"name": name, "deleted": True})
 
 
 @click.group()
 def versions() -> None:
-    """Versions of a function."""
+    """Lists the versions of a function."""
 
 
 @versions.command("ls")
 @click.argument("name")
-@output_option
-def versions_ls(name: str, output: str) -> None:
-    """All versions, newest first."""
-    columns = (
-        ("VERSION", lambda v: v["version"]),
-        ("LATEST", lambda v: "*" if v["latest"] else ""),
-        ("RUNTIME", lambda v: v["config"]["runtime"]),
-        ("SIZE", lambda v: v["code_size"]),
-        ("CODE", lambda v: v["code_sha256"][:12]),
-        ("CREATED", lambda v: when(v["created_at"])),
-    )
-    show(Client().call("GET", at("v1", "functions", name, "versions"))["versions"], output, columns)
+@with_grid
+def versions_ls(grid: Grid, name: str) -> None:
+    """Lists the versions of a function, newest first."""
+    found = grid.client.get(f"/v1/functions/{segment(name)}/versions")["versions"]
+    columns: Columns = {
+        "VERSION": "version",
+        "LATEST": lambda v: "$LATEST" if v["latest"] else "",
+        "RUNTIME": lambda v: v["config"]["runtime"],
+        "HANDLER": lambda v: v["config"].get("handler"),
+        "CODE": lambda v: size(v["code_size"]),
+        "SHA256": lambda v: v["code_sha256"][:12],
+        "CREATED": lambda v: moment(v["created_at"]),
+    }
+    grid.out.table(found, columns, f"{name} has no versions")
 
 
 @click.command()
 @click.argument("name")
-@click.argument("version", type=int)
-def rollback(name: str, version: int) -> None:
-    """Makes an older VERSION of NAME the one that is called."""
-    Client().call("POST", f"{at('v1', 'functions', name, 'versions', str(version))}:rollback")
-    note(f"{name} is at version {version} again")
+@click.argument("version", type=click.IntRange(min=1), required=False)
+@with_grid
+def rollback(grid: Grid, name: str, version: int | None) -> None:
+    """Makes an older version $LATEST again.
+
+    Without VERSION it is the one before the present $LATEST. Aliases stay where they are.
+    """
+    path = f"/v1/functions/{segment(name)}"
+    if version is None:
+        found = grid.client.get(f"{path}/versions")["versions"]
+        latest = next(v["version"] for v in found if v["latest"])
+        version = max((v["version"] for v in found if v["version"] < latest), default=None)
+        if version is None:
+            raise CliError(f"{name} has no version before {latest}")
+    function = grid.client.send("POST", f"{path}/versions/{version}:rollback")
+    grid.out.done(f"{name}: $LATEST is version {version}", function)
 
 
 @click.group()
 def alias() -> None:
-    """Aliases: names that point to versions."""
+    """Names versions, and shares calls between two."""
 
 
 @alias.command("set")
 @click.argument("name")
 @click.argument("alias_name", metavar="ALIAS")
-@click.argument("version", type=int)
-@click.option("--weight", multiple=True, metavar="VERSION=SHARE", help="Send a share (0 to 1) to another version.")
-def alias_set(name: str, alias_name: str, version: int, weight: tuple[str, ...]) -> None:
-    """Points ALIAS of NAME to VERSION."""
-    weights: dict[str, float] = {}
-    for pair in weight:
-        number, _, share = pair.partition("=")
+@click.argument("version", type=click.IntRange(min=1))
+@click.option(
+    "--weight", "weights", multiple=True, metavar="V=SHARE", help="Sends a share (0 to 1) to version V, such as 3=0.1."
+)
+@with_grid
+def alias_set(grid: Grid, name: str, alias_name: str, version: int, weights: tuple[str, ...]) -> None:
+    """Creates or moves an alias."""
+    target = {"version": version, "weights": _weights(weights)}
+    function = grid.client.send("PUT", f"/v1/functions/{segment(name)}/aliases/{segment(alias_name)}", target)
+    grid.out.done(f"{name}:{alias_name} is {target_text(target)}", function)
+
+
+def _weights(pairs: tuple[str, ...]) -> dict[str, float]:
+    found = {}
+    for pair in pairs:
+        version, _, share = pair.partition("=")
         try:
-            weights[str(int(number))] = float(share)
-        except ValueError as error:
-            raise click.UsageError(f"--weight {pair}: write it as 3=0.1") from error
-    Client().call("PUT", at("v1", "functions", name, "aliases", alias_name), {"version": version, "weights": weights})
-    note(f"{name}:{alias_name} points to version {version}")
+            found[str(int(version))] = float(share)
+        except ValueError:
+            raise click.BadParameter(f"{pair!r} is not V=SHARE, such as 3=0.1", param_hint="--weight") from None
+    return found
+
+
+def target_text(target: dict[str, Any]) -> str:
+    """Where an alias points, in words."""
+    weights = target.get("weights") or {}
+    shares = "".join(f", {share:.0%} to version {version}" for version, share in weights.items())
+    return f"version {target['version']}{shares}"
 
 
 @alias.command("ls")
 @click.argument("name")
-@output_option
-def alias_ls(name: str, output: str) -> None:
-    """The aliases of a function."""
-    found = Client().call("GET", at("v1", "functions", name))["aliases"]
-    rows = [{"alias": key, **value} for key, value in found.items()]
-    columns = (
-        ("ALIAS", lambda a: a["alias"]),
-        ("VERSION", lambda a: a["version"]),
-        ("WEIGHTS", lambda a: ", ".join(f"{v}={w:g}" for v, w in a.get("weights", {}).items())),
-    )
-    show(rows, output, columns, "no aliases")
+@with_grid
+def alias_ls(grid: Grid, name: str) -> None:
+    """Lists the aliases of a function."""
+    aliases = grid.client.get(f"/v1/functions/{segment(name)}")["aliases"]
+    rows = [{"alias": alias_name, **target} for alias_name, target in aliases.items()]
+    columns: Columns = {"ALIAS": "alias", "TARGET": lambda row: target_text(dict(row))}
+    grid.out.table(rows, columns, f"{name} has no aliases: set one with `nanogrid alias set {name} live 1`")
 
 
 @alias.command("rm")
 @click.argument("name")
 @click.argument("alias_name", metavar="ALIAS")
-def alias_rm(name: str, alias_name: str) -> None:
-    """Removes an alias."""
-    Client().call("DELETE", at("v1", "functions", name, "aliases", alias_name))
-    note(f"{name}:{alias_name} is gone")
+@with_grid
+def alias_rm(grid: Grid, name: str, alias_name: str) -> None:
+    """Removes an alias; the version stays."""
+    grid.client.send("DELETE", f"/v1/functions/{segment(name)}/aliases/{segment(alias_name)}")
+    grid.out.done(f"removed {name}:{alias_name}", {"name": name, "alias": alias_name, "deleted": True})

@@ -26,9 +26,18 @@ EXCERPT: Final = 30
 @click.command()
 @click.argument("name")
 @click.option("-d", "--data", help="The event: JSON text, @FILE, or - for standard input [default: null].")
-@click.option("--type", "content_type", help="Content type of the event [default: application/json]; any other is not checked.")
-@click.option("--async", "asynchronous", is_flag=True, help="Do not wait: print the invocation's id once it is durably stored.")
-@click.option("--wait", "wait_s", type=click.FloatRange(min=0), help="Wait at most so many seconds [default: as long as it takes].")
+@click.option(
+    "--type", "content_type", help="Content type of the event [default: application/json]; any other is not checked."
+)
+@click.option(
+    "--async", "asynchronous", is_flag=True, help="Do not wait: print the invocation's id once it is durably stored."
+)
+@click.option(
+    "--wait",
+    "wait_s",
+    type=click.FloatRange(min=0),
+    help="Wait at most so many seconds [default: as long as it takes].",
+)
 @click.option("-f", "--follow", is_flag=True, help="Show state, progress and log on stderr while it runs.")
 @click.option("-q", "--qualifier", help="Version or alias; NAME:QUALIFIER does the same [default: $LATEST].")
 @click.option("--idempotency-key", help="Calls with the same key join the first one instead of running again.")
@@ -55,6 +64,8 @@ def invoke(
         raise click.UsageError("the qualifier is given twice: in NAME and with --qualifier")
     if asynchronous and wait_s is not None:
         raise click.UsageError("--async does not wait: leave out --wait")
+    if follow and wait_s is not None:
+        raise click.UsageError("--follow stays to the end: leave out --wait")
     target = f"{name}:{qualifier}" if qualifier else name
     event = read_event(data, content_type or JSON_TYPE)
     headers = {"Content-Type": content_type or JSON_TYPE}
@@ -190,5 +201,3 @@ def _still_running(grid: Grid, id: str) -> None:
     if grid.out.as_json:
         grid.out.json({"id": id, "url": f"/v1/invocations/{id}", "status": "PROCESSING"})
     raise CliError(f"invocation {id} goes on; its result: nanogrid invocations result {id} --wait 60", STILL_RUNNING)
-
-

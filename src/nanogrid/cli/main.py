@@ -151,7 +151,11 @@ def _show_other(error: Exception) -> int:
     from nanogrid.errors import ConfigError, NanoGridError, RequestError
 
     if not isinstance(error, NanoGridError):
-        raise error
+        import traceback
+
+        traceback.print_exception(error)
+        sys.stderr.write("nanogrid: a defect of the command line, not of your function\n")
+        return PLATFORM_FAILED
     sys.stderr.write(f"nanogrid: {error.detail}\n")
     return USAGE if isinstance(error, (ConfigError, RequestError)) else PLATFORM_FAILED
 

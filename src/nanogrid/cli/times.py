@@ -13,7 +13,7 @@ UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 SPAN: Final = re.compile(r"(\d+(?:\.\d+)?)([smhdw]?)")
 
 
-class Span(click.ParamType[float]):
+class Span(click.ParamType[float, str]):
     """A span such as `30s`, `15m`, `2h`, `7d`; in seconds. A bare number is seconds."""
 
     name = "SPAN"

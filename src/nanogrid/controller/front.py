@@ -31,6 +31,8 @@ PREFIX: Final = b"/v1/functions/"
 SUFFIX: Final = b"/invocations"
 STATUS_OF: Final = {ErrorClass.WORKER_LOST: 503, ErrorClass.PLATFORM: 503, ErrorClass.CANCELLED: 409}
 """Any other failure is the function's own: 422."""
+DISCARD_S: Final = 10.0
+"""How long the rest of a refused body is read, and thrown away."""
 JSON_TYPE: Final = "application/json"
 
 _LINES: Final = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
@@ -255,6 +257,9 @@ class InvokeCycle:
         transport.write(b"".join((_LINES[status], head, body)))
         if self.keep_alive:
             self.protocol.on_response_complete()
+        elif self.more_body:
+            # The caller still sends: closed now, it would see a reset and not this answer.
+            self.protocol.loop.call_later(DISCARD_S, transport.close)
         else:
             transport.close()
 
@@ -318,7 +323,9 @@ class FrontProtocol(HttpToolsProtocol):
             super().on_message_complete()
             return
         cycle.more_body = False
-        if not cycle.response_complete and not any(waiting is cycle for waiting, _ in self.pipeline):
+        if cycle.response_complete and not cycle.keep_alive:
+            self.transport.close()
+        elif not cycle.response_complete and not any(waiting is cycle for waiting, _ in self.pipeline):
             cycle.begin()
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:

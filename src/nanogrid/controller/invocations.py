@@ -48,7 +48,7 @@ async def list_invocations(request: Request) -> Response:
 
 async def _record(request: Request, scope: str = "read") -> Invocation:
     key = authorize(request, scope)
-    record = await services_of(request).state.get(request.path_params["id"])
+    record = await services_of(request).invoker.find(request.path_params["id"])
     if not key.allows(scope, record.function):
         authorize(request, scope, record.function)
     return record

@@ -36,7 +36,7 @@ def last_event_id(request: Request) -> int | None:
 async def invocation_events(request: Request) -> Response:
     """All events of one invocation, from the first; ends after the terminal state."""
     key = authorize(request, "read")
-    record = await services_of(request).state.get(request.path_params["id"])
+    record = await services_of(request).invoker.find(request.path_params["id"])
     if not key.allows("read", record.function):
         authorize(request, "read", record.function)
     events = services_of(request).state.events(after=last_event_id(request) or 0, id=record.id)

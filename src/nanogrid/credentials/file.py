@@ -36,10 +36,18 @@ def write_private(path: Path, data: bytes) -> None:
 def random_key_file(path: Path) -> bytes:
     """32 random bytes that stay the same: made at the first call, by whoever of several processes is first."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with contextlib.suppress(FileExistsError):
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(os.urandom(32))
+    if not path.exists():
+        handle, temporary = tempfile.mkstemp(dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(os.urandom(32))
+                file.flush()
+                os.fsync(file.fileno())
+            # A link appears whole, and never in place of one that is there.
+            with contextlib.suppress(FileExistsError):
+                path.hardlink_to(temporary)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
     key = path.read_bytes()
     if len(key) != 32:
         raise StoreUnavailable(f"the key file {path} is damaged: it has {len(key)} bytes and not 32")

@@ -32,7 +32,7 @@ from nanogrid.model.invocation import (
     message_of,
     record_of,
 )
-from nanogrid.model.names import INLINE_LIMIT, dead_letter_key, event_key, new_id
+from nanogrid.model.names import INLINE_LIMIT, dead_letter_key, event_key, made_at, new_id
 from nanogrid.objects.base import ObjectStore
 from nanogrid.queues.base import Queue
 from nanogrid.registry.base import Registry
@@ -43,6 +43,8 @@ ROOM_WAIT_S = 0.2
 """How long a call waits in the controller for a worker's room before it goes through the queue."""
 WAITING_LIMIT = 2000
 SWEEP_S = 0.1
+YOUNG_S = 0.3
+"""A record is written behind the answer of a synchronous call, within this."""
 MIN_WAIT_S = 0.1
 """A call is not promoted sooner than this, so that the worker that runs it has recorded its claim."""
 
@@ -333,8 +335,25 @@ class Invoker:
             return await self._objects.get(record.result_key)
         return record.result or b""
 
+    async def find(self, id: str) -> Invocation:
+        """The record of an invocation; waits for one so young that its worker has not written it yet.
+
+        Raises:
+            NotFound: it never was, or its record expired.
+        """
+        until = self._clock() + YOUNG_S
+        while True:
+            try:
+                return await self._state.get(id)
+            except NotFound:
+                made = made_at(id)
+                if made is None or not 0 <= self._clock() - made < 10 * YOUNG_S or self._clock() > until:
+                    raise
+            await asyncio.sleep(0.01)
+
     async def cancel(self, id: str) -> Invocation:
         """Asks for the end of an invocation; the returned record says how far that is."""
+        await self.find(id)
         record = await self._state.request_cancel(id)
         link: Link | None = self.links.find(record.worker) if record.worker else None
         if link is not None and not record.done:
@@ -343,7 +362,7 @@ class Invoker:
 
     async def replay(self, id: str) -> Invocation:
         """Runs a finished or running invocation's event again, as a new invocation of the same qualifier."""
-        return await self._again(await self._state.get(id))
+        return await self._again(await self.find(id))
 
     async def redrive(self, id: str) -> Invocation:
         """Runs a dead letter again, as a new invocation, and takes it off the list."""

@@ -29,6 +29,7 @@ class Bus:
         self._folder = folder
         self._name = f"{os.getpid()}-{os.urandom(4).hex()}.sock"
         self._socket: socket.socket | None = None
+        self._folder_fd = -1
         self._listeners: list[tuple[str, Listener]] = []
         self._members: list[str] = []
         self._members_at = 0.0
@@ -41,14 +42,14 @@ class Bus:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         with contextlib.suppress(OSError):
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-        folder = os.open(self._folder, os.O_PATH)
-        try:
-            # By way of the descriptor, because a socket's path is limited to 107 bytes.
-            self._socket.bind(f"/proc/self/fd/{folder}/{self._name}")
-        finally:
-            os.close(folder)
+        # By way of the descriptor, because a socket's path is limited to 107 bytes.
+        self._folder_fd = os.open(self._folder, os.O_PATH | os.O_CLOEXEC)
+        self._socket.bind(self._address(self._name))
         (self._folder / self._name).chmod(0o600)
         self._loop.add_reader(self._socket.fileno(), self._receive)
+
+    def _address(self, name: str) -> str:
+        return f"/proc/self/fd/{self._folder_fd}/{name}"
 
     def subscribe(self, topic: str, listener: Listener) -> Callable[[], None]:
         """Calls `listener(topic, data)` on the loop for every topic that starts with `topic`; returns what stops it."""
@@ -70,17 +71,17 @@ class Bus:
         if now - self._members_at > MEMBERS_S:
             self._members_at = now
             self._members = [
-                e.path for e in os.scandir(self._folder) if e.name.endswith(".sock") and e.name != self._name
+                e.name for e in os.scandir(self._folder) if e.name.endswith(".sock") and e.name != self._name
             ]
         datagram = topic.encode() + b"\n" + data
-        for path in list(self._members):
+        for name in list(self._members):
             try:
-                self._socket.sendto(datagram, path)
+                self._socket.sendto(datagram, self._address(name))
             except (ConnectionRefusedError, FileNotFoundError):
                 # Its process is gone.
-                self._members.remove(path)
+                self._members.remove(name)
                 with contextlib.suppress(OSError):
-                    Path(path).unlink()
+                    (self._folder / name).unlink()
             except OSError:
                 continue
 
@@ -105,4 +106,5 @@ class Bus:
             self._loop.remove_reader(self._socket.fileno())
             self._socket.close()
             self._socket = None
+            os.close(self._folder_fd)
             (self._folder / self._name).unlink(missing_ok=True)

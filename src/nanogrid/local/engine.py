@@ -14,11 +14,12 @@ import os
 import queue
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from nanogrid.errors import NanoGridError, StoreUnavailable
+from nanogrid.errors import InvalidRequest, NanoGridError, StoreUnavailable
 from nanogrid.local.bus import Bus
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,10 @@ class Write:
         self.future = future
 
 
+Outcome = tuple[asyncio.Future[Any], Any, BaseException | None]
+"""Of one write: who waits, and the value or the error."""
+
+
 def connect(path: Path) -> sqlite3.Connection:
     """A connection as every process wants it: WAL, durable at commit, transactions begun by hand."""
     connection = sqlite3.connect(
@@ -72,7 +77,8 @@ class SqliteEngine:
     def __init__(self, path: Path, bus: Bus) -> None:
         self.bus = bus
         self._path = path
-        self._waiting: list[Write] = []
+        # Never replaced: an append and a popleft are whole, whichever thread has its turn in between.
+        self._waiting: deque[Write] = deque()
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._awake = False
         self._closing = False
@@ -89,15 +95,16 @@ class SqliteEngine:
         self._loop = asyncio.get_running_loop()
         try:
             self._lock = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            writer = connect(self._path)
-            self._path.chmod(0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
             try:
+                # All of it under the lock: SQLite does not wait for who else turns a new file to WAL.
+                writer = connect(self._path)
+                self._path.chmod(0o600)
                 writer.executescript(SCHEMA)
+                self._reader = connect(self._path)
+                self._reader.execute("PRAGMA query_only = 1")
             finally:
                 fcntl.flock(self._lock, fcntl.LOCK_UN)
-            self._reader = connect(self._path)
-            self._reader.execute("PRAGMA query_only = 1")
         except (OSError, sqlite3.Error) as error:
             raise StoreUnavailable(f"cannot open {self._path}: {error}") from error
         self._thread = threading.Thread(target=self._write_all, args=(writer,), name="sqlite-writer", daemon=True)
@@ -134,7 +141,9 @@ class SqliteEngine:
         while True:
             self._wake.get()
             self._awake = False
-            group, self._waiting = self._waiting, []
+            group = []
+            while self._waiting:
+                group.append(self._waiting.popleft())
             if group:
                 self._commit(connection, group)
             if self._closing and not self._waiting:
@@ -142,8 +151,21 @@ class SqliteEngine:
                 return
 
     def _commit(self, connection: sqlite3.Connection, group: list[Write]) -> None:
-        outcomes: list[tuple[asyncio.Future[Any], Any, BaseException | None]] = []
         fcntl.flock(self._lock, fcntl.LOCK_EX)
+        try:
+            outcomes = self._transact(connection, group)
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(_resolve, outcomes)
+        except RuntimeError:
+            # The loop is closed: nobody waits any more.
+            return
+
+    def _transact(self, connection: sqlite3.Connection, group: list[Write]) -> list[Outcome]:
+        """One transaction; when a value in it cannot be stored, the group is halved until only its owner fails."""
+        outcomes: list[Outcome] = []
         try:
             connection.execute("BEGIN IMMEDIATE")
             for write in group:
@@ -153,19 +175,17 @@ class SqliteEngine:
                     outcomes.append((write.future, None, error))
             connection.execute("COMMIT")
         except BaseException as error:
-            log.exception("group_failed size=%d", len(group))
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
+            unavailable = isinstance(error, sqlite3.OperationalError)
+            if not unavailable and len(group) > 1:
+                half = len(group) // 2
+                return self._transact(connection, group[:half]) + self._transact(connection, group[half:])
+            log.exception("group_failed size=%d", len(group))
             failure = StoreUnavailable(f"the database did not take the write: {error}")
-            outcomes = [(write.future, None, failure) for write in group]
-        finally:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
-        assert self._loop is not None
-        try:
-            self._loop.call_soon_threadsafe(_resolve, outcomes)
-        except RuntimeError:
-            # The loop is closed: nobody waits any more.
-            return
+            refusal = failure if unavailable else InvalidRequest(f"the database cannot store this value: {error}")
+            outcomes = [(write.future, None, refusal) for write in group]
+        return outcomes
 
     async def close(self) -> None:
         """Writes what waits and ends the thread; safe to call twice."""
@@ -180,7 +200,7 @@ class SqliteEngine:
         os.close(self._lock)
 
 
-def _resolve(outcomes: list[tuple[asyncio.Future[Any], Any, BaseException | None]]) -> None:
+def _resolve(outcomes: list[Outcome]) -> None:
     for future, value, error in outcomes:
         if future.cancelled():
             continue

@@ -20,6 +20,15 @@ def new_id(now: float | None = None, random: bytes | None = None) -> str:
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
+def made_at(id: str) -> float | None:
+    """When `new_id` made an id, in seconds since the epoch; None for what is no such id."""
+    digits = id.replace("-", "")[:12]
+    try:
+        return int(digits, 16) / 1000 if len(digits) == 12 else None
+    except ValueError:
+        return None
+
+
 def function_prefix(name: str) -> str:
     """Where the revisions of a function lie on the object store."""
     return f"functions/{name}/rev/"

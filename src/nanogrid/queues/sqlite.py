@@ -32,7 +32,8 @@ class SqliteQueue:
         self._news = asyncio.Event()
         self._closed = False
         self._stop = engine.bus.subscribe(TOPIC, self._woken)
-        self._kept: list[Delivery] = []
+        self._kept: list[tuple[float, Delivery]] = []
+        self._told = False
 
     def _woken(self, topic: str, data: bytes) -> None:
         self._news.set()
@@ -44,6 +45,16 @@ class SqliteQueue:
         await self._engine.write(
             lambda connection: connection.executemany("INSERT INTO messages (visible_at, body) VALUES (?, ?)", rows)
         )
+        self._tell()
+
+    def _tell(self) -> None:
+        """One wake-up for all that one commit brought."""
+        if not self._told:
+            self._told = True
+            asyncio.get_running_loop().call_soon(self._publish)
+
+    def _publish(self) -> None:
+        self._told = False
         self._engine.bus.publish(TOPIC)
 
     async def receive(self, limit: int, visibility_s: float, wait_s: float = 0.0) -> list[Delivery]:
@@ -51,8 +62,12 @@ class SqliteQueue:
         until = time.monotonic() + wait_s
         while not self._closed:
             if self._kept:
-                kept, self._kept = self._kept[:limit], self._kept[limit:]
-                return kept
+                # Only while they are still hidden from all others.
+                now = self._clock()
+                kept = [entry for entry in self._kept if entry[0] > now]
+                self._kept = kept[limit:]
+                if kept:
+                    return [delivery for _, delivery in kept[:limit]]
             self._news.clear()
             due_s = self._due_in()
             if due_s is not None and due_s <= 0:
@@ -91,12 +106,13 @@ class SqliteQueue:
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
-            future.add_done_callback(self._keep)
+            future.add_done_callback(lambda done: self._keep(done, now + visibility_s))
             raise
 
-    def _keep(self, future: asyncio.Future[list[Delivery]]) -> None:
+    def _keep(self, future: asyncio.Future[list[Delivery]], hidden_until: float) -> None:
         if not future.cancelled() and future.exception() is None:
-            self._kept += future.result()
+            self._kept += [(hidden_until, delivery) for delivery in future.result()]
+            self._news.set()
 
     async def extend(self, receipts: Sequence[str], visibility_s: float) -> None:
         """See the port."""
@@ -110,7 +126,7 @@ class SqliteQueue:
             )
         )
         if visibility_s < SAFETY_S:
-            self._engine.bus.publish(TOPIC)
+            self._tell()
 
     async def delete(self, receipts: Sequence[str]) -> None:
         """See the port."""

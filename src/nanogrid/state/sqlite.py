@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from nanogrid.errors import NotFound
+from nanogrid.errors import InvalidRequest, NotFound
 from nanogrid.local.engine import SqliteEngine
 from nanogrid.model.invocation import ErrorClass, Event, Failure, Invocation, Message, Status, record_of
 from nanogrid.model.names import new_id
@@ -25,6 +25,8 @@ SAFETY_S: Final = 2.0
 """A waiter looks at least so often, should every wake-up be lost."""
 GONE_S: Final = 15.0
 PRUNE_S: Final = 60.0
+PRUNE_STEPS: Final = 20
+"""Transactions of one pruning; what is left then waits for the reaper's next round."""
 BATCH: Final = 500
 
 _encode_ids = msgspec.json.Encoder().encode
@@ -40,6 +42,8 @@ class SqliteState:
         self._ttl_s = ttl_s
         self._clock = clock
         self._notes: dict[str, Invocation] = {}
+        self._writing: dict[str, Invocation] = {}
+        self._news: list[str] = []
         self._flusher: asyncio.TimerHandle | None = None
         self._waiters: dict[str, set[asyncio.Event]] = {}
         self._streams: set[asyncio.Event] = set()
@@ -60,7 +64,7 @@ class SqliteState:
 
     async def get(self, id: str) -> Invocation:
         """See the port."""
-        noted = self._notes.get(id)
+        noted = self._notes.get(id) or self._writing.get(id)
         if noted is not None:
             return noted
         found = self._engine.read(rows.SELECT + " WHERE id = ?", id)
@@ -87,7 +91,12 @@ class SqliteState:
         concurrency: int | None,
         now: float,
     ) -> Claim:
-        record = rows.find(connection, message.id) or record_of(message)
+        record = rows.find(connection, message.id)
+        if record is None:
+            other = rows.same_key(connection, message.function, message.idempotency_key)
+            if other is not None:
+                return Claim(False, other, 0.0 if other.done else 1.0)
+            record = record_of(message)
         if record.done:
             return Claim(False, record)
         if record.status is Status.PROCESSING and (record.lease_until or 0.0) > now:
@@ -145,28 +154,42 @@ class SqliteState:
         if self._flusher is None and not self._closed:
             self._flusher = asyncio.get_running_loop().call_later(linger_s, self.flush)
 
-    def flush(self) -> None:
-        """Hands the notes to the writer now."""
+    def flush(self) -> asyncio.Future[set[str]] | None:
+        """Hands the notes to the writer now; returns what is done when they are stored."""
         if self._flusher is not None:
             self._flusher.cancel()
             self._flusher = None
         if not self._notes:
-            return
+            return None
         notes, self._notes = self._notes, {}
+        return self._write_notes(notes)
+
+    def _write_notes(self, notes: dict[str, Invocation]) -> asyncio.Future[set[str]]:
         now = self._clock()
         batch = [(rows.to_row(record, now, self._ttl_s), rows.status_event(record, now)) for record in notes.values()]
-
         writing = self._engine.write(lambda connection: rows.save_all(connection, batch))
+        self._writing.update(notes)
         writing.add_done_callback(lambda done: self._noted(done, notes))
+        return writing
 
     def _noted(self, done: asyncio.Future[set[str]], notes: dict[str, Invocation]) -> None:
-        if done.cancelled() or done.exception() is not None:
-            if not self._closed:
-                for id, record in notes.items():
-                    self._notes.setdefault(id, record)
-                self._flusher = asyncio.get_running_loop().call_later(1.0, self.flush)
-        else:
+        for id, record in notes.items():
+            if self._writing.get(id) is record:
+                del self._writing[id]
+        error = None if done.cancelled() else done.exception()
+        if error is None and not done.cancelled():
             self._tell(notes)
+        elif isinstance(error, InvalidRequest) and len(notes) > 1:
+            # One of them cannot be stored: the others may not suffer for it.
+            for id, record in notes.items():
+                self._write_notes({id: record})
+        elif isinstance(error, InvalidRequest):
+            log.error("note_dropped invocation=%s error=%s", next(iter(notes)), error.detail)
+        elif not self._closed:
+            for id, record in notes.items():
+                self._notes.setdefault(id, record)
+            if self._flusher is None:
+                self._flusher = asyncio.get_running_loop().call_later(1.0, self.flush)
 
     async def request_cancel(self, id: str) -> Invocation:
         """See the port."""
@@ -201,7 +224,8 @@ class SqliteState:
         limit: int = 50, before: str | None = None, dead_letter: bool = False,
     ) -> list[Invocation]:  # fmt: skip
         """See the port."""
-        self.flush()
+        if (writing := self.flush()) is not None:
+            await asyncio.wait([writing])
         where, values = ["1"], list[Any]()
         for clause, value in (
             ("function = ?", function),
@@ -234,21 +258,12 @@ class SqliteState:
     async def _prune(self, now: float) -> None:
         if now - self._pruned_at < PRUNE_S:
             return
-        self._pruned_at = now
         oldest = new_id(max(0.0, now - self._ttl_s), bytes(10))
 
-        def prune(connection: sqlite3.Connection) -> None:
-            connection.execute(
-                "DELETE FROM invocations WHERE id IN"
-                " (SELECT id FROM invocations WHERE id < ? AND expires < ? ORDER BY id LIMIT ?)",
-                (oldest, now, BATCH * 10),
-            )
-            connection.execute(
-                "DELETE FROM events WHERE n IN (SELECT n FROM events WHERE at < ? ORDER BY n LIMIT ?)",
-                (now - self._ttl_s, BATCH * 30),
-            )
-
-        await self._engine.write(prune)
+        for _ in range(PRUNE_STEPS):
+            if await self._engine.write(lambda connection: rows.prune(connection, oldest, now, now - self._ttl_s)):
+                self._pruned_at = now
+                return
 
     # -- events -------------------------------------------------------------------------------------
 
@@ -260,9 +275,15 @@ class SqliteState:
         self._tell({event.id: None for event in events})
 
     def _tell(self, ids: Iterable[str]) -> None:
-        many = list(ids)
-        for at in range(0, len(many), BATCH):
-            self._engine.bus.publish(TOPIC, _encode_ids(many[at : at + BATCH]))
+        # One wake-up for all that one commit brought: a socket holds few datagrams (net.unix.max_dgram_qlen, often 10).
+        if not self._news:
+            asyncio.get_running_loop().call_soon(self._publish_news)
+        self._news += ids
+
+    def _publish_news(self) -> None:
+        news, self._news = self._news, []
+        for at in range(0, len(news), BATCH):
+            self._engine.bus.publish(TOPIC, _encode_ids(news[at : at + BATCH]))
 
     def _woken(self, topic: str, data: bytes) -> None:
         for stream in self._streams:

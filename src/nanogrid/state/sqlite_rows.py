@@ -28,10 +28,14 @@ SAVED: Final = (
     " result = excluded.result, log = excluded.log"
     " WHERE invocations.status < 2 AND (invocations.attempt < excluded.attempt"
     " OR (invocations.attempt = excluded.attempt AND (invocations.status = 0 OR invocations.worker IS excluded.worker)))"
-    " RETURNING id"
+    # Another record has its idempotency key: the first one stays.
+    " ON CONFLICT DO NOTHING RETURNING id"
 )
 CHUNKS: Final = (64, 16, 4, 1)
 """Rows of one statement: the interpreter lock is given up once a statement, not once a row."""
+PRUNED_RECORDS: Final = 2000
+PRUNED_EVENTS: Final = 6000
+"""Of one transaction: others wait for the lock meanwhile."""
 SELECT: Final = "SELECT doc, event, result, log, cancel, lease_until FROM invocations"
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -67,6 +71,14 @@ def from_row(row: tuple[Any, ...]) -> Invocation:
 def find(connection: sqlite3.Connection, id: str) -> Invocation | None:
     """The stored record."""
     row = connection.execute(SELECT + " WHERE id = ?", (id,)).fetchone()
+    return None if row is None else from_row(row)
+
+
+def same_key(connection: sqlite3.Connection, function: str, key: str | None) -> Invocation | None:
+    """The record that has this idempotency key already."""
+    if key is None:
+        return None
+    row = connection.execute(SELECT + " WHERE function = ? AND idem = ?", (function, key)).fetchone()
     return None if row is None else from_row(row)
 
 
@@ -116,6 +128,19 @@ def save_all(connection: sqlite3.Connection, batch: Sequence[tuple[tuple[Any, ..
             if events:
                 append_all(connection, events)
     return taken
+
+
+def prune(connection: sqlite3.Connection, oldest: str, now: float, events_before: float) -> bool:
+    """Removes a step of what expired: records with an id below `oldest`, and events; True when nothing is left."""
+    gone = connection.execute(
+        "DELETE FROM invocations WHERE id IN (SELECT id FROM invocations WHERE id < ? AND expires < ? ORDER BY id LIMIT ?)",
+        (oldest, now, PRUNED_RECORDS),
+    ).rowcount
+    # By number, because events are stored nearly in the order of their time: no look at those that stay.
+    old = connection.execute(
+        "DELETE FROM events WHERE n < (SELECT MIN(n) FROM events) + ? AND at < ?", (PRUNED_EVENTS, events_before)
+    ).rowcount
+    return gone < PRUNED_RECORDS and old < PRUNED_EVENTS
 
 
 def create(connection: sqlite3.Connection, record: Invocation, row: tuple[Any, ...], event: Event) -> Invocation:
