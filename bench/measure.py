@@ -41,7 +41,7 @@ class Size(NamedTuple):
 
 
 FULL: Final = Size(rounds=7, sync_s=2.0, warmup_s=0.5, many=2000, single=100, cold=20, burst=24, idle_s=20.0)
-QUICK: Final = Size(rounds=2, sync_s=0.7, warmup_s=0.4, many=300, single=20, cold=5, burst=8, idle_s=5.0)
+QUICK: Final = Size(rounds=2, sync_s=0.7, warmup_s=0.4, many=300, single=20, cold=5, burst=16, idle_s=5.0)
 
 
 class Target(NamedTuple):

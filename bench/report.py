@@ -273,7 +273,15 @@ def _ratio_table(data: dict[str, Any]) -> str:
 
 
 def _cold_table(data: dict[str, Any]) -> str:
-    head = ["", "pool warm p50", "p99", "of it sandbox p50", "pool empty p50", "max", "last of all at"]
+    head = [
+        "",
+        "pool warm p50",
+        "p99",
+        "of it sandbox p50",
+        f"{data['size']['burst']} at once p50",
+        "max",
+        "last of all at",
+    ]
     rows = []
     for level in data["levels"].values():
         for language, figures in level.get("cold", {}).items():

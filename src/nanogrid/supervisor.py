@@ -43,11 +43,13 @@ class _Child:
         self.process = start()
         self.started = time.monotonic()
         self.lives = 1
+        self.forgotten = False
 
     def restart(self) -> None:
         self.process = self._start()
         self.started = time.monotonic()
         self.lives += 1
+        self.forgotten = False
 
 
 class Supervisor:
@@ -60,20 +62,28 @@ class Supervisor:
         self._context = multiprocessing.get_context("spawn")
         self._children: list[_Child] = []
         self._stopping = False
+        self._since = time.time()
 
-    def run(self, on_ready: Callable[[], None]) -> None:
+    async def run(self, on_ready: Callable[[], None]) -> None:
         """Starts everything, keeps it alive, and returns when all is drained after SIGTERM or Ctrl-C."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop)
+            asyncio.get_running_loop().add_signal_handler(number, self._stop)
         self._children.append(self._child("controller", "controller-1", self._listener))
         for index in range(1, self._settings.workers + 1):
             self._children.append(self._child("worker", f"worker-{index}", None))
-        asyncio.run(self._until_ready())
-        on_ready()
-        while not self._stopping:
-            time.sleep(TICK_S)
-            self._revive()
-        self._drain()
+        stores = Stores(self._settings)
+        await stores.open()
+        try:
+            ready = False
+            while not self._stopping:
+                if not ready and await self._all_live(stores):
+                    ready = True
+                    on_ready()
+                await self._revive(stores)
+                await asyncio.sleep(TICK_S if ready else TICK_S / 2)
+        finally:
+            await asyncio.to_thread(self._drain)
+            await stores.close()
 
     def _child(self, role: str, id: str, listener: socket.socket | None) -> _Child:
         def start() -> BaseProcess:
@@ -84,49 +94,30 @@ class Supervisor:
 
         return _Child(id, start)
 
-    async def _until_ready(self) -> None:
-        """Waits until every worker has said that it lives."""
-        stores = Stores(self._settings)
-        await stores.open()
-        since = time.time()
-        try:
-            while not self._stopping:
-                ready = [w for w in await stores.state.workers() if w.started_at > since - 30 and not w.draining]
-                if len(ready) >= self._settings.workers and _answers(self._listener):
-                    return
-                self._revive()
-                await asyncio.sleep(0.05)
-        finally:
-            await stores.close()
+    async def _all_live(self, stores: Stores) -> bool:
+        """Whether every worker that was started here has said that it lives, and the controller answers."""
+        live = [w for w in await stores.state.workers() if w.started_at >= self._since and not w.draining]
+        return len(live) >= self._settings.workers and await asyncio.to_thread(_answers, self._listener)
 
-    def _stop(self, number: int, frame: object) -> None:
+    def _stop(self) -> None:
         if self._stopping:
             # The second Ctrl-C: now.
             for child in self._children:
                 child.process.kill()
         self._stopping = True
 
-    def _revive(self) -> None:
+    async def _revive(self, stores: Stores) -> None:
         for child in self._children:
             if child.process.is_alive() or self._stopping:
                 continue
-            code = child.process.exitcode
-            if child.id.startswith("worker"):
+            if child.id.startswith("worker") and not child.forgotten:
                 # A dead worker's leases end now and not in half a minute.
-                asyncio.run(self._forget(child.id))
-            wait_s = BACKOFF_S - (time.monotonic() - child.started)
-            if wait_s > 0 and child.lives > 2:
+                await stores.state.remove_worker(child.id)
+                child.forgotten = True
+            if child.lives > 2 and time.monotonic() - child.started < BACKOFF_S:
                 continue
-            log.warning("restarting node=%s exit=%s", child.id, code)
+            log.warning("restarting node=%s exit=%s", child.id, child.process.exitcode)
             child.restart()
-
-    async def _forget(self, worker: str) -> None:
-        stores = Stores(self._settings)
-        await stores.open()
-        try:
-            await stores.state.remove_worker(worker)
-        finally:
-            await stores.close()
 
     def _drain(self) -> None:
         """The controller first, so that nothing new comes in; then the workers finish."""
@@ -199,4 +190,4 @@ def up(settings: Settings, on_ready: Callable[[str, str, str], None]) -> None:
         key = Stores(settings).keys.bootstrap(data / "key")
         host, port = listener.getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        Supervisor(settings, level, listener).run(lambda: on_ready(url, key, level))
+        asyncio.run(Supervisor(settings, level, listener).run(lambda: on_ready(url, key, level)))

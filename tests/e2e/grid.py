@@ -92,7 +92,13 @@ class Grid:
         raise AssertionError(f"no process of {worker}")
 
     def call(
-        self, method: str, path: str, body: bytes | None = None, key: str | None = None, timeout: float = 100, **headers: str
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        key: str | None = None,
+        timeout: float = 100,
+        **headers: str,
     ) -> Answer:
         host, _, port = self.told["URL"].removeprefix("http://").partition(":")
         connection = http.client.HTTPConnection(host, int(port), timeout=timeout)

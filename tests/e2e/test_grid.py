@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import io
+import itertools
 import json
 import threading
 import time
@@ -19,7 +20,12 @@ SLEEP = {"main.py": "import time\ndef handler(event, context):\n    time.sleep(e
 
 def test_a_call_without_a_key_is_refused_and_health_is_not(one_grid: Grid) -> None:
     assert one_grid.call("GET", "/healthz", Authorization="").status == 200
-    for method, path in (("GET", "/v1/functions"), ("POST", "/v1/functions/x/invocations"), ("GET", "/metrics"), ("GET", "/f/x/")):
+    for method, path in (
+        ("GET", "/v1/functions"),
+        ("POST", "/v1/functions/x/invocations"),
+        ("GET", "/metrics"),
+        ("GET", "/f/x/"),
+    ):
         answer = one_grid.call(method, path, Authorization="")
         assert answer.status == 401 and answer.json["code"] == "UNAUTHENTICATED", path
     assert one_grid.call("GET", "/v1/functions", key="ng_00000000_" + "a" * 43 + "_000000").status == 401
@@ -58,7 +64,9 @@ def test_an_idempotency_key_makes_one_invocation(one_grid: Grid) -> None:
     second = one_grid.invoke("sleep", 1, Idempotency_Key="k-sync")
     assert first.status == second.status == 200
     assert first.headers["x-nanogrid-invocation-id"] != "" and second.json == "slept"
-    assert one_grid.submit("sleep", 0, Idempotency_Key="k-async") == one_grid.submit("sleep", 0, Idempotency_Key="k-async")
+    assert one_grid.submit("sleep", 0, Idempotency_Key="k-async") == one_grid.submit(
+        "sleep", 0, Idempotency_Key="k-async"
+    )
 
 
 def test_a_batch_is_accepted_whole_and_all_end(one_grid: Grid) -> None:
@@ -76,7 +84,9 @@ def test_a_batch_is_accepted_whole_and_all_end(one_grid: Grid) -> None:
 
 def test_retries_then_dead_letter_then_redrive(new_grid: Callable[..., Grid]) -> None:
     grid = new_grid()
-    fails = {"main.py": "def handler(event, context):\n    print('attempt', context.attempt)\n    raise ValueError('no')\n"}
+    fails = {
+        "main.py": "def handler(event, context):\n    print('attempt', context.attempt)\n    raise ValueError('no')\n"
+    }
     grid.deploy("fails", fails, retries=1)
     id = grid.submit("fails", {"n": 1})
     record = grid.until(id, "FAILED", timeout_s=20)
@@ -107,7 +117,9 @@ def test_versions_aliases_and_rollback(one_grid: Grid) -> None:
     assert same.json["version"] == 2, "the same code and config is no new version"
     assert one_grid.invoke("many").json == 2
     assert one_grid.invoke("many:1").json == 1
-    assert one_grid.call("PUT", "/v1/functions/many/aliases/prod", b'{"version": 1, "weights": {"2": 1.0}}').status == 200
+    assert (
+        one_grid.call("PUT", "/v1/functions/many/aliases/prod", b'{"version": 1, "weights": {"2": 1.0}}').status == 200
+    )
     assert one_grid.invoke("many:prod").json == 2
     assert one_grid.call("PUT", "/v1/functions/many/aliases/prod", b'{"version": 1}').status == 200
     assert one_grid.invoke("many:prod").json == 1
@@ -126,7 +138,7 @@ def test_concurrency_is_kept_across_workers(new_grid: Callable[..., Grid]) -> No
     records = [grid.record(id, wait=30) for id in ids]
     spans = sorted((r["started_at"], r["ended_at"]) for r in records)
     assert all(r["status"] == "SUCCESS" for r in records)
-    assert all(end <= start + 0.05 for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+    assert all(end <= start + 0.05 for (_, end), (start, _) in itertools.pairwise(spans))
 
 
 def test_large_events_and_results_are_carried(one_grid: Grid) -> None:
@@ -143,7 +155,9 @@ def test_secrets_reach_the_function_and_nobody_else(one_grid: Grid) -> None:
     source = {"main.py": "import os\ndef handler(e, c):\n    return os.environ['TOKEN'][::-1]\n"}
     one_grid.deploy("secretive", source, secrets=["TOKEN"])
     assert one_grid.invoke("secretive").json == "very-secret-value"[::-1]
-    assert b"very-secret" not in one_grid.call("GET", "/v1/secrets").body + one_grid.call("GET", "/v1/secrets/TOKEN").body
+    assert (
+        b"very-secret" not in one_grid.call("GET", "/v1/secrets").body + one_grid.call("GET", "/v1/secrets/TOKEN").body
+    )
     assert "very-secret" not in one_grid.log()
     assert all(b"very-secret" not in path.read_bytes() for path in (one_grid.data / "secrets").iterdir())
 

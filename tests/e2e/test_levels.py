@@ -84,7 +84,9 @@ def test_progress_and_pieces_come_live(grid: Grid) -> None:
     assert next(e["data"] for e in events if e["kind"] == "progress") == {"done": 1}
     # Resumed in the middle, it goes on where it stopped.
     again = grid.call("GET", f"/v1/invocations/{id}/events", Last_Event_ID=str(events[0]["n"])).body.decode()
-    assert [json.loads(x[6:])["n"] for x in again.splitlines() if x.startswith("data: ")] == [e["n"] for e in events[1:]]
+    assert [json.loads(x[6:])["n"] for x in again.splitlines() if x.startswith("data: ")] == [
+        e["n"] for e in events[1:]
+    ]
 
 
 def test_memory_over_the_limit_is_out_of_memory(grid: Grid) -> None:

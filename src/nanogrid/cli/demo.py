@@ -139,7 +139,7 @@ def _await_profile(grid: subprocess.Popen[bytes], file: Path, log: Path) -> Prof
             end = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
             raise CliError(f"the grid did not start; it said:\n{end}", PLATFORM_FAILED)
         if waited > QUIET_S and not told:
-            say("  the first start on a machine makes the sandboxes' images; this can take some minutes")
+            say("  still starting: with Docker, the first start on a machine makes the sandboxes' images")
             told = True
         time.sleep(0.1)
     saved = json.loads(file.read_text())
@@ -174,7 +174,11 @@ def show(client: Client, project: Path) -> None:
     _show_result(reply)
     accepted = call(client, name, event, {"Content-Type": JSON_TYPE}, 0.0)
     _show_states(client, accepted.invocation)
-    _show_result(result_of(client, accepted.invocation), lines=3)
+    again = result_of(client, accepted.invocation)
+    if again.body == reply.body:
+        say("            the same result")
+    else:
+        _show_result(again, lines=3)
     say("")
 
 
@@ -236,10 +240,22 @@ def _show_result(reply: Reply, lines: int = LINES) -> None:
     if reply.headers.get("content-type", "").startswith(JSON_TYPE):
         value = json.loads(text or "null")
     if not isinstance(value, str):
-        flat = json.dumps(value, ensure_ascii=False)
-        value = flat if len(flat) <= WIDTH else json.dumps(value, indent=2, ensure_ascii=False)
+        value = pretty(value)
     shown = escape(value).splitlines()
     for line in shown[:lines]:
         say(f"            {line[:WIDTH] + ('...' if len(line) > WIDTH else '')}")
     if len(shown) > lines:
         say(f"            ... ({len(shown) - lines} more lines)")
+
+
+def pretty(value: Any, indent: int = 0) -> str:
+    """JSON with whatever fits kept on one line."""
+    flat = json.dumps(value, ensure_ascii=False)
+    if len(flat) + indent <= WIDTH or not isinstance(value, dict | list):
+        return flat
+    space = " " * (indent + 2)
+    if isinstance(value, dict):
+        inside = [f"{space}{json.dumps(k, ensure_ascii=False)}: {pretty(v, indent + 2)}" for k, v in value.items()]
+        return "{\n" + ",\n".join(inside) + "\n" + " " * indent + "}"
+    inside = [space + pretty(item, indent + 2) for item in value]
+    return "[\n" + ",\n".join(inside) + "\n" + " " * indent + "]"

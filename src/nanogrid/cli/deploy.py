@@ -104,16 +104,16 @@ def publish(client: Client, source: Source, log: Callable[[str], None]) -> dict[
                 return function
             elif "error" in line:
                 raise Problem(line["error"], int(line["error"].get("status", 500)))
-    raise CliError(
-        "the connection broke during the deploy: look with `nanogrid versions ls`, then try again", PLATFORM_FAILED
-    )
+    sentence = "the connection broke during the deploy: look with `nanogrid versions ls`, then try again"
+    raise CliError(sentence, PLATFORM_FAILED)
 
 
 def _multipart(source: Source, boundary: str) -> tuple[bytes, bytes]:
     """What stands before and behind the archive."""
     config = json.dumps(source.config).encode()
     head = (
-        f'--{boundary}\r\nContent-Disposition: form-data; name="config"\r\nContent-Type: application/json\r\n\r\n'.encode()
+        f'--{boundary}\r\nContent-Disposition: form-data; name="config"\r\n'.encode()
+        + b"Content-Type: application/json\r\n\r\n"
         + config
         + f'\r\n--{boundary}\r\nContent-Disposition: form-data; name="code"; filename="code.zip"\r\n'.encode()
         + b"Content-Type: application/zip\r\n\r\n"

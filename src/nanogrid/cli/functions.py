@@ -8,7 +8,7 @@ import click
 
 from nanogrid.cli.client import segment
 from nanogrid.cli.errors import CliError
-from nanogrid.cli.output import Columns
+from nanogrid.cli.output import Cell, Columns
 from nanogrid.cli.shared import Grid, confirm, with_grid, yes_option
 from nanogrid.cli.times import age, moment, size
 
@@ -56,15 +56,14 @@ def functions_describe(grid: Grid, name: str) -> None:
         "CREATED": lambda f: moment(f["created_at"]),
         "UPDATED": lambda f: moment(f["updated_at"]),
     }
-    grid.out.fields(function, columns)
-    if grid.out.as_json:
-        return
     shown = ("name", "description", "runtime", "handler")
-    for key, value in config.items():
-        if key not in shown:
-            grid.out.fields({key: _plain(value)}, {key: key})
-    for alias, target in function["aliases"].items():
-        grid.out.fields({"alias": f"{alias} -> {target_text(target)}"}, {"alias": "alias"})
+    more: Columns = {key: _always(_plain(value)) for key, value in config.items() if key not in shown}
+    aliases: Columns = {f"alias {name}": _always(target_text(to)) for name, to in function["aliases"].items()}
+    grid.out.fields(function, {**columns, **more, **aliases})
+
+
+def _always(value: object) -> Cell:
+    return lambda row: value
 
 
 def _plain(value: object) -> object:

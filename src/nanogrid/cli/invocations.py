@@ -27,7 +27,7 @@ def _failure(record: Any) -> str | None:
 
 def _run_ms(record: Any) -> str | None:
     usage = record.get("usage")
-    return span_ms(usage.get("run_ms", 0.0)) if usage else None
+    return span_ms(usage.get("run_ms", 0.0)) if usage and record["status"] in TERMINAL else None
 
 
 LIST: Final[Columns] = {

@@ -133,11 +133,11 @@ def show_result(grid: Grid, reply: Reply) -> None:
 
 
 def show_failure(problem: Problem) -> str:
-    """A failure of a function as text: what, where, and how to look further."""
+    """A failure of a function's code as text: what, where, and how to look further."""
     failure = problem.failure or {}
-    head = escape(f"{failure.get('type', '')}: {failure.get('message', '')}".strip(": ") or problem.message)
-    lines = [f"{problem.code}: {head}"]
-    lines += [f"  {escape(str(line)).rstrip()}" for line in failure.get("stack") or ()]
+    told = f"{failure.get('type', '')}: {failure.get('message', '')}".strip(": ")
+    head = f"{problem.code}: {told or problem.message}" if problem.invocation else f"nanogrid: {problem.message}"
+    lines = [escape(head), *(f"  {escape(str(line)).rstrip()}" for line in failure.get("stack") or ())]
     if problem.invocation:
         lines.append(f"the log: nanogrid invocations logs {problem.invocation}")
     return "\n".join(lines)

@@ -126,7 +126,7 @@ async def list_dead_letters(request: Request) -> Response:
     """Invocations that ran out of attempts."""
     authorize(request, "read")
     limit = int(number(request, "limit", 100, 1, 1000))
-    found = await services_of(request).invoker.dead_letters(limit, request.query_params.get("cursor", ""))
+    found = await services_of(request).invoker.dead_letters.list(limit, request.query_params.get("cursor", ""))
     cursor = found[-1].id if len(found) == limit else None
     return JSONResponse({"dead_letters": [record.public() for record in found], "cursor": cursor})
 
@@ -134,12 +134,12 @@ async def list_dead_letters(request: Request) -> Response:
 async def redrive(request: Request) -> Response:
     """Runs a dead letter again, as a new invocation."""
     authorize(request, "invoke")
-    again = await services_of(request).invoker.redrive(request.path_params["id"])
+    again = await services_of(request).invoker.dead_letters.redrive(request.path_params["id"])
     return JSONResponse({"id": again.id, "url": f"/v1/invocations/{again.id}", "replay_of": again.replay_of}, 202)
 
 
 async def delete_dead_letter(request: Request) -> Response:
     """Forgets a dead letter."""
     authorize(request, "admin")
-    await services_of(request).invoker.delete_dead_letter(request.path_params["id"])
+    await services_of(request).invoker.dead_letters.delete(request.path_params["id"])
     return Response(status_code=204)

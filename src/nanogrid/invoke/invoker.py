@@ -16,10 +16,9 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NamedTuple
 
-import msgspec
-
 from nanogrid.errors import NanoGridError, NotFound, Throttled
 from nanogrid.invoke.calls import Call
+from nanogrid.invoke.dead_letters import DeadLetters
 from nanogrid.invoke.link import Link, Links, Pending
 from nanogrid.model.function import Version
 from nanogrid.model.invocation import (
@@ -32,7 +31,7 @@ from nanogrid.model.invocation import (
     message_of,
     record_of,
 )
-from nanogrid.model.names import INLINE_LIMIT, dead_letter_key, event_key, made_at, new_id
+from nanogrid.model.names import INLINE_LIMIT, event_key, made_at, new_id
 from nanogrid.objects.base import ObjectStore
 from nanogrid.queues.base import Queue
 from nanogrid.registry.base import Registry
@@ -78,6 +77,7 @@ class Invoker:
         self._clock = clock
         self.draw = draw
         self.links = Links(state, self._room)
+        self.dead_letters = DeadLetters(objects, self.again)
         self._waiting: deque[Pending] = deque()
         self._answers: dict[str, Callable[[Answer], None]] = {}
         self._background: set[asyncio.Future[None]] = set()
@@ -362,35 +362,10 @@ class Invoker:
 
     async def replay(self, id: str) -> Invocation:
         """Runs a finished or running invocation's event again, as a new invocation of the same qualifier."""
-        return await self._again(await self.find(id))
+        return await self.again(await self.find(id))
 
-    async def redrive(self, id: str) -> Invocation:
-        """Runs a dead letter again, as a new invocation, and takes it off the list."""
-        try:
-            record = msgspec.msgpack.decode(await self._objects.get(dead_letter_key(id)), type=Invocation)
-        except NotFound as error:
-            raise NotFound(f"no dead letter {id!r}") from error
-        again = await self._again(record)
-        await self._objects.delete(dead_letter_key(id))
-        return again
-
-    async def dead_letters(self, limit: int = 100, after: str = "") -> list[Invocation]:
-        """Dead letters in the order of their ids."""
-        found: list[Invocation] = []
-        async for key in self._objects.list(dead_letter_key(""), after=dead_letter_key(after) if after else ""):
-            try:
-                found.append(msgspec.msgpack.decode(await self._objects.get(key), type=Invocation))
-            except NotFound:
-                continue
-            if len(found) >= limit:
-                break
-        return found
-
-    async def delete_dead_letter(self, id: str) -> None:
-        """Forgets a dead letter; deleting what is not there is no error."""
-        await self._objects.delete(dead_letter_key(id))
-
-    async def _again(self, record: Invocation) -> Invocation:
+    async def again(self, record: Invocation) -> Invocation:
+        """Submits the event of a record again, as a new invocation of the same qualifier."""
         event = await self._objects.get(record.event_key) if record.event_key else record.event
         [again] = await self.submit(
             [

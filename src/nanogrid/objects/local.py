@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import obstore
@@ -55,23 +56,27 @@ class LocalObjects:
 
     async def list(self, prefix: str, after: str = "") -> AsyncIterator[str]:
         """See the port."""
-        folder = _checked(prefix).rpartition("/")[0]
-        root = self._root / folder
-        found = [
-            Path(here, name).relative_to(self._root).as_posix()
-            for here, _, names in os.walk(root)
-            for name in names
-            if "#" not in name
-        ]
-        for key in sorted(found):
+        if prefix:
+            _checked(prefix.removesuffix("/"))
+        folder = prefix.rpartition("/")[0]
+        for key in await asyncio.to_thread(self._walk, folder):
             if key.startswith(prefix) and key > after:
                 yield key
+
+    def _walk(self, folder: str) -> Sequence[str]:
+        return sorted(
+            Path(here, name).relative_to(self._root).as_posix()
+            for here, _, names in os.walk(self._root / folder)
+            for name in names
+            if "#" not in name
+        )
 
     async def close(self) -> None:
         """Nothing is held open."""
 
 
 def _checked(key: str) -> str:
-    if not key or key.startswith("/") or "\0" in key or any(part in (".", "..") for part in key.split("/")):
+    # The store keeps what is half written under a name with "#".
+    if "\0" in key or "#" in key or any(part in ("", ".", "..") for part in key.split("/")):
         raise InvalidRequest(f"{key[:80]!r} is not an object key")
     return key

@@ -27,7 +27,8 @@ SAVED: Final = (
     " event = CASE WHEN LENGTH(excluded.event) > 0 THEN excluded.event ELSE event END,"
     " result = excluded.result, log = excluded.log"
     " WHERE invocations.status < 2 AND (invocations.attempt < excluded.attempt"
-    " OR (invocations.attempt = excluded.attempt AND (invocations.status = 0 OR invocations.worker IS excluded.worker)))"
+    " OR (invocations.attempt = excluded.attempt"
+    " AND (invocations.status = 0 OR invocations.worker IS excluded.worker)))"
     # Another record has its idempotency key: the first one stays.
     " ON CONFLICT DO NOTHING RETURNING id"
 )
@@ -133,7 +134,8 @@ def save_all(connection: sqlite3.Connection, batch: Sequence[tuple[tuple[Any, ..
 def prune(connection: sqlite3.Connection, oldest: str, now: float, events_before: float) -> bool:
     """Removes a step of what expired: records with an id below `oldest`, and events; True when nothing is left."""
     gone = connection.execute(
-        "DELETE FROM invocations WHERE id IN (SELECT id FROM invocations WHERE id < ? AND expires < ? ORDER BY id LIMIT ?)",
+        "DELETE FROM invocations WHERE id IN"
+        " (SELECT id FROM invocations WHERE id < ? AND expires < ? ORDER BY id LIMIT ?)",
         (oldest, now, PRUNED_RECORDS),
     ).rowcount
     # By number, because events are stored nearly in the order of their time: no look at those that stay.
