@@ -33,7 +33,20 @@ def test_every_error_code_is_explained() -> None:
 
 def test_every_state_and_every_word_is_in_the_glossary() -> None:
     text = (DOCS / "glossary.md").read_text()
-    words = "function version alias qualifier runtime handler event context invocation attempt outcome sandbox".split()
+    words = [
+        "function",
+        "version",
+        "alias",
+        "qualifier",
+        "runtime",
+        "handler",
+        "event",
+        "context",
+        "invocation",
+        "attempt",
+        "outcome",
+        "sandbox",
+    ]
     words += ["worker", "controller", "trigger", "lease", "dead-letter queue", "cold start", "warm start"]
     assert not [word for word in words if f"**{word}**" not in text]
     assert not [status for status in Status if status not in text]

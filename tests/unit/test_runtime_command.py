@@ -99,20 +99,3 @@ def test_a_program_of_another_machine_says_so(boot, tmp_path) -> None:
     (tmp_path / "bootstrap").chmod(0o755)
     kind, meta, _ = driver.load(tmp_path, "cpp")
     assert kind == wire.LOAD_FAILED and "no Linux executable of this machine" in meta["message"]
-
-
-@pytest.mark.parametrize(
-    ("name", "check"),
-    [
-        pytest.param("go-primes", lambda r: r["count"] == 1270607, marks=pytest.mark.needs("go")),
-        pytest.param("cpp-mandelbrot", lambda r: 1.3 < r["area"] < 1.8, marks=pytest.mark.needs("g++")),
-        pytest.param("cpp-matrix", lambda r: r["residual"] < 1e-9, marks=pytest.mark.needs("g++", "cmake")),
-        ("command-wordfreq", lambda r: r["the"] == 6),
-    ],
-)
-def test_the_examples_work(boot, built, name: str, check: Callable[[dict], bool]) -> None:
-    driver = boot()
-    handler = "wordfreq.sh" if name.startswith("command") else "bootstrap"
-    kind, meta, _ = driver.load(built(name), name.split("-")[0], handler)
-    assert kind == wire.LOADED, meta
-    assert check(driver.result((EXAMPLES / name / "event.json").read_bytes()))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from native_driver import script
 
 from nanogrid import wire
 from nanogrid.deploy.build import build
@@ -285,3 +286,20 @@ def test_the_json_reader_of_cpp(boot, built) -> None:
         b"[" * 10000,
     ):
         assert "not JSON" in driver.error(bad)["message"], bad
+
+
+@pytest.mark.parametrize(
+    ("name", "check"),
+    [
+        pytest.param("go-primes", lambda r: r["count"] == 1270607, marks=pytest.mark.needs("go")),
+        pytest.param("cpp-mandelbrot", lambda r: 1.3 < r["area"] < 1.8, marks=pytest.mark.needs("g++")),
+        pytest.param("cpp-matrix", lambda r: r["residual"] < 1e-9, marks=pytest.mark.needs("g++", "cmake")),
+        ("command-wordfreq", lambda r: r["the"] == 6),
+    ],
+)
+def test_the_examples_work(boot, built, name: str, check: Callable[[dict], bool]) -> None:
+    driver = boot()
+    handler = "wordfreq.sh" if name.startswith("command") else "bootstrap"
+    kind, meta, _ = driver.load(built(name), name.split("-")[0], handler)
+    assert kind == wire.LOADED, meta
+    assert check(driver.result((EXAMPLES / name / "event.json").read_bytes()))
