@@ -183,20 +183,13 @@ class Grid:
         """The shims of this grid's containers, each with a container below it."""
         if self.level != "docker":
             return []
-        asked = [
-            "docker",
-            "ps",
-            "--quiet",
-            "--no-trunc",
-            "--filter",
-            "label=nanogrid.grid",
-            "--format",
-            '{{.ID}} {{.Label "nanogrid.grid"}}',
-        ]
+        shown = '{{.ID}} {{.Label "nanogrid.grid"}}'
+        asked = ["docker", "ps", "--no-trunc", "--filter", "label=nanogrid.grid", "--format", shown]
         lines = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()
-        ids = [line.split()[0] for line in lines if str(self.folder) in line]
+        ids = [line.split()[0] for line in lines if f"{self.folder}/" in line]
         if not ids:
-            return []
+            # Its spare sandboxes at least must be there; without them every sum would be too small.
+            raise BenchError(f"{self.name}: none of the {len(lines)} containers of grids belongs to {self.folder}")
         inspect = ["docker", "inspect", "--format", "{{.State.Pid}}", *ids]
         # One that ended in between makes inspect complain; the others are told all the same.
         told = subprocess.run(inspect, capture_output=True, text=True).stdout.split()

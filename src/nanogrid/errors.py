@@ -66,6 +66,11 @@ class NotFound(RequestError):
     status = 404
 
 
+def unknown_invocation(id: str) -> NotFound:
+    """The one answer for an invocation that is not there, or not the caller's to see."""
+    return NotFound(f"no invocation {id[:80]!r}: it never was, or its record expired")
+
+
 class Conflict(RequestError):
     """The thing exists already or changed in the meantime."""
 

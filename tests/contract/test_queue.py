@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 from stores import STORES, Clock, Stores, message, open_stores
 
+from nanogrid.model.invocation import Status
 from nanogrid.queues.base import Depth
 
 
@@ -212,3 +214,41 @@ async def test_no_write_is_forgotten_between_threads(tmp_path: Path) -> None:
     finally:
         sys.setswitchinterval(interval)
         await stores.close()
+
+
+CREATES = """
+import asyncio, sys
+from pathlib import Path
+from stores import open_stores, record, message
+async def main():
+    stores = await open_stores("sqlite", Path(sys.argv[1]))
+    async def one():
+        while True:
+            new = record()
+            await asyncio.gather(stores.state.create(new), stores.queue.send([message(id=new.id)]))
+            print(new.id, flush=True)
+    await asyncio.gather(*(one() for _ in range(16)))
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("kind", STORES)
+async def test_what_was_acknowledged_outlives_kill_9(kind: str, tmp_path: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", CREATES, str(tmp_path)], stdout=subprocess.PIPE, env=env, text=True
+    )
+    assert process.stdout is not None
+    ids = [process.stdout.readline().strip() for _ in range(300)]
+    process.send_signal(signal.SIGKILL)
+    ids += [line.strip() for line in process.stdout if line.endswith("\n")]
+    process.stdout.close()
+    process.wait()
+    stores = await open_stores(kind, tmp_path)
+    for id in ids:
+        assert (await stores.state.get(id)).status is Status.PENDING
+    queued: set[str] = set()
+    while found := await stores.queue.receive(500, 60.0):
+        queued |= {delivery.message.id for delivery in found}
+    assert set(ids) <= queued
+    await stores.close()

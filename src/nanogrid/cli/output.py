@@ -131,7 +131,8 @@ def _rich_table(headings: list[str], cells: list[list[str]]) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, no_wrap=True)
     for line in cells:
         table.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in line))
-    Console().print(table)
+    # Wide enough for every table: a narrow terminal wraps whole lines, so that an id can be copied.
+    Console(width=1000).print(table, soft_wrap=True)

@@ -9,7 +9,8 @@ from starlette.requests import Request
 
 from nanogrid.controller.services import Services
 from nanogrid.credentials.keys import Key
-from nanogrid.errors import Forbidden, InvalidRequest, TooLarge, Unauthenticated
+from nanogrid.errors import Forbidden, InvalidRequest, TooLarge, Unauthenticated, unknown_invocation
+from nanogrid.model.invocation import Invocation
 
 T = TypeVar("T")
 
@@ -35,6 +36,28 @@ def authorize(request: Request, scope: str, function: str | None = None) -> Key:
     if not key.allows(scope, function):
         raise Forbidden(f"the key {key.name!r} lacks the scope {scope!r}" + (f" for {function!r}" if function else ""))
     return key
+
+
+def authorize_all(request: Request, scope: str, function: str | None) -> Key:
+    """As `authorize`, for what shows many functions unless `function` limits it: a key for some must limit it."""
+    key = authorize(request, scope, function)
+    if function is None and key.functions != "*" and "admin" not in key.scopes:
+        raise Forbidden(f"the key {key.name!r} is for the functions {key.functions!r}: ask with ?function=NAME")
+    return key
+
+
+async def record_for(request: Request, scope: str) -> Invocation:
+    """The record that a path names; another's looks exactly like one that is not there.
+
+    Raises:
+        NotFound: no such invocation, or the key is not for its function.
+    """
+    key = authorize(request, scope)
+    id = request.path_params["id"]
+    record = await services_of(request).invoker.find(id)
+    if not key.allows(scope, record.function):
+        raise unknown_invocation(id)
+    return record
 
 
 async def body_of(request: Request, limit: int) -> bytes:

@@ -6,10 +6,11 @@ The format is that of AWS Lambda function URLs (docs.aws.amazon.com/lambda/lates
 from __future__ import annotations
 
 import base64
+import re
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -21,6 +22,10 @@ from nanogrid.errors import NotFound
 from nanogrid.invoke.calls import Call
 from nanogrid.model.names import new_id
 
+JSON_TYPE = "application/json"
+HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+OWN_HEADERS = frozenset(("content-length", "transfer-encoding", "connection"))
+"""How the answer travels is the controller's business."""
 HIDDEN = frozenset(("authorization",))
 """The grid's own key is none of the function's business."""
 
@@ -91,29 +96,37 @@ def event_of(request: Request, name: str, body: bytes) -> dict[str, Any]:
     return event
 
 
+class _Answer(msgspec.Struct):
+    """What a function may answer, as far as it is looked at; anything else is no answer of format 2.0."""
+
+    status: Annotated[int, msgspec.Meta(ge=100, le=599)] = msgspec.field(name="statusCode")
+    headers: dict[str, str | int | float | bool] = {}
+    cookies: list[str] = []
+    body: str | None = None
+    base64: bool = msgspec.field(name="isBase64Encoded", default=False)
+
+
 def response_of(payload: bytes, kind: str) -> Response:
-    """The HTTP answer that a result means: an object with statusCode, or any value as the body."""
+    """The HTTP answer that a result means: an object with statusCode, or any value as the body.
+
+    Raises:
+        ValueError: the object is no answer of format 2.0, or would break the protocol.
+    """
     if not kind.startswith("application/json"):
         return Response(payload, media_type=kind)
     value = msgspec.json.decode(payload) if payload else None
     if not isinstance(value, dict) or "statusCode" not in value:
-        if isinstance(value, str):
-            return Response(value, media_type="application/json")
-        return Response(payload, media_type="application/json")
-    body = value.get("body") or ""
-    content = (
-        base64.b64decode(body)
-        if value.get("isBase64Encoded")
-        else (body if isinstance(body, str) else msgspec.json.encode(body))
-    )
-    response = Response(content, int(value["statusCode"]))
-    for name, text in (value.get("headers") or {}).items():
-        if name.lower() != "content-length":
-            response.headers[name] = str(text)
-    if "content-type" not in response.headers:
-        response.headers["content-type"] = "application/json"
-    for cookie in value.get("cookies") or ():
-        response.headers.append("set-cookie", str(cookie))
+        return Response(value if isinstance(value, str) else payload, media_type=JSON_TYPE)
+    answer = msgspec.convert(value, _Answer)
+    body = answer.body or ""
+    content = base64.b64decode(body, validate=True) if answer.base64 else body.encode()
+    response = Response(content, answer.status)
+    for name, text in [*answer.headers.items(), *(("set-cookie", cookie) for cookie in answer.cookies)]:
+        if not HEADER_NAME.fullmatch(name) or not str(text).isprintable():
+            raise ValueError(f"header {name[:80]!r} is not allowed in HTTP")
+        if name.lower() not in OWN_HEADERS:
+            response.headers.append(name, str(text))
+    response.headers.setdefault("content-type", JSON_TYPE)
     return response
 
 
@@ -135,7 +148,7 @@ async def serve(request: Request) -> Response:
         return JSONResponse({"message": "Internal Server Error"}, 502, headers)
     try:
         response = response_of(record.result or b"", record.result_type)
-    except (ValueError, TypeError, KeyError, msgspec.MsgspecError):
+    except (ValueError, RecursionError, msgspec.MsgspecError):
         return JSONResponse(
             {"message": "Internal Server Error", "detail": "the function's answer is no 2.0 response"},
             502,

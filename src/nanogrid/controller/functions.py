@@ -168,8 +168,9 @@ def _config(text: bytes, name: str) -> FunctionConfig:
 
 async def list_functions(request: Request) -> Response:
     """All functions."""
-    authorize(request, "read")
-    return JSONResponse({"functions": [shown(function) for function in await services_of(request).registry.list()]})
+    key = authorize(request, "read")
+    found = await services_of(request).registry.list()
+    return JSONResponse({"functions": [shown(one) for one in found if key.allows("read", one.name)]})
 
 
 async def get_function(request: Request) -> Response:

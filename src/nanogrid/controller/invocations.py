@@ -8,8 +8,8 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from nanogrid.controller.access import authorize, body_of, decode, number, services_of
-from nanogrid.errors import Conflict, InvalidRequest
+from nanogrid.controller.access import authorize, authorize_all, body_of, decode, number, record_for, services_of
+from nanogrid.errors import Conflict, InvalidRequest, NotFound
 from nanogrid.invoke.calls import Call
 from nanogrid.model.invocation import Invocation, Status
 
@@ -32,7 +32,7 @@ async def invoke_batch(request: Request) -> Response:
 async def list_invocations(request: Request) -> Response:
     """Records, newest first; `cursor` of one page leads to the next."""
     query = request.query_params
-    authorize(request, "read", query.get("function"))
+    authorize_all(request, "read", query.get("function"))
     limit = int(number(request, "limit", 50, 1, 1000))
     try:
         status = Status(query["status"].upper()) if "status" in query else None
@@ -47,11 +47,7 @@ async def list_invocations(request: Request) -> Response:
 
 
 async def _record(request: Request, scope: str = "read") -> Invocation:
-    key = authorize(request, scope)
-    record = await services_of(request).invoker.find(request.path_params["id"])
-    if not key.allows(scope, record.function):
-        authorize(request, scope, record.function)
-    return record
+    return await record_for(request, scope)
 
 
 async def get_invocation(request: Request) -> Response:
@@ -124,17 +120,21 @@ async def replay(request: Request) -> Response:
 
 async def list_dead_letters(request: Request) -> Response:
     """Invocations that ran out of attempts."""
-    authorize(request, "read")
+    key = authorize(request, "read")
     limit = int(number(request, "limit", 100, 1, 1000))
     found = await services_of(request).invoker.dead_letters.list(limit, request.query_params.get("cursor", ""))
     cursor = found[-1].id if len(found) == limit else None
-    return JSONResponse({"dead_letters": [record.public() for record in found], "cursor": cursor})
+    shown = [record.public() for record in found if key.allows("read", record.function)]
+    return JSONResponse({"dead_letters": shown, "cursor": cursor})
 
 
 async def redrive(request: Request) -> Response:
     """Runs a dead letter again, as a new invocation."""
-    authorize(request, "invoke")
-    again = await services_of(request).invoker.dead_letters.redrive(request.path_params["id"])
+    key, letters = authorize(request, "invoke"), services_of(request).invoker.dead_letters
+    record = await letters.get(request.path_params["id"])
+    if not key.allows("invoke", record.function):
+        raise NotFound(f"no dead letter {record.id!r}")
+    again = await letters.redrive(record.id)
     return JSONResponse({"id": again.id, "url": f"/v1/invocations/{again.id}", "replay_of": again.replay_of}, 202)
 
 

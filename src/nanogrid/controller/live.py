@@ -10,7 +10,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from nanogrid.controller.access import authorize, services_of
+from nanogrid.controller.access import authorize_all, record_for, services_of
 from nanogrid.errors import InvalidRequest
 from nanogrid.model.invocation import TERMINAL, Event
 
@@ -35,10 +35,9 @@ def last_event_id(request: Request) -> int | None:
 
 async def invocation_events(request: Request) -> Response:
     """All events of one invocation, from the first; ends after the terminal state."""
-    key = authorize(request, "read")
-    record = await services_of(request).invoker.find(request.path_params["id"])
-    if not key.allows("read", record.function):
-        authorize(request, "read", record.function)
+    record = await record_for(request, "read")
+    if record.done and (after := last_event_id(request)) is not None:
+        return StreamingResponse(_rest(request, record.id, after), media_type="text/event-stream", headers=HEADERS)
     events = services_of(request).state.events(after=last_event_id(request) or 0, id=record.id)
     return StreamingResponse(_stream(request, events, one=True), media_type="text/event-stream", headers=HEADERS)
 
@@ -46,9 +45,22 @@ async def invocation_events(request: Request) -> Response:
 async def all_events(request: Request) -> Response:
     """State changes of the whole grid, or of one function; new ones only, unless Last-Event-ID is given."""
     function = request.query_params.get("function")
-    authorize(request, "read", function)
+    authorize_all(request, "read", function)
     events = services_of(request).state.events(after=last_event_id(request), function=function)
     return StreamingResponse(_stream(request, events, one=False), media_type="text/event-stream", headers=HEADERS)
+
+
+async def _rest(request: Request, id: str, after: int) -> AsyncIterator[bytes]:
+    """What is left of a finished invocation's events; the end was seen already when nothing comes soon."""
+    events = services_of(request).state.events(after=after, id=id)
+    yield b": nanogrid\n\n"
+    with contextlib.suppress(TimeoutError, StopAsyncIteration):
+        while True:
+            event = await asyncio.wait_for(anext(events), 0.2)
+            yield as_sse(event)
+            if event.status in TERMINAL:
+                break
+    await events.aclose()  # type: ignore[attr-defined]
 
 
 async def _stream(request: Request, events: AsyncIterator[Event], *, one: bool) -> AsyncIterator[bytes]:

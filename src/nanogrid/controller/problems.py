@@ -10,7 +10,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from nanogrid.errors import NanoGridError
+from nanogrid.controller.access import authorize
+from nanogrid.errors import Forbidden, NanoGridError
 from nanogrid.model.names import new_id
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,13 @@ async def on_nanogrid_error(request: Request, error: Exception) -> Response:
 async def on_http_error(request: Request, error: Exception) -> Response:
     """No such route, or not this method."""
     assert isinstance(error, HTTPException)
+    try:
+        # Which routes there are is no secret, but nobody without a key gets another answer than that.
+        authorize(request, "read")
+    except Forbidden:
+        pass
+    except NanoGridError as refused:
+        return await on_nanogrid_error(request, refused)
     code = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED"}.get(error.status_code, "INVALID_REQUEST")
     detail = {
         404: f"there is nothing at {request.url.path}: the routes are listed at /v1/openapi.json",

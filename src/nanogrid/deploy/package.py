@@ -41,8 +41,10 @@ class _Entry(NamedTuple):
 def check_entry_name(name: str) -> PurePosixPath:
     """The path of an archive's entry; raises InvalidRequest for one that could lead outside."""
     shown = name[:120]
-    if "\0" in name or "\\" in name:
-        raise InvalidRequest(f"the archive holds {shown!r}: names may not have backslashes or NUL in them")
+    if "\\" in name or any(unicodedata.category(c) in ("Cc", "Cs") for c in name):
+        raise InvalidRequest(
+            f"the archive holds {shown!r}: names have no backslashes or control characters, and are UTF-8"
+        )
     path = PurePosixPath(name)
     if path.is_absolute() or (len(name) > 1 and name[1] == ":"):
         raise InvalidRequest(f"the archive holds {shown!r}: names must be relative")
@@ -94,14 +96,17 @@ def _zip_entries(package: zipfile.ZipFile) -> Iterator[_Entry]:
             )
         if info.flag_bits & 1:
             raise InvalidRequest(f"the archive holds {info.filename[:120]!r}: encrypted entries cannot be read")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            # The others inflate without bound in one step.
+            raise InvalidRequest(f"the archive holds {info.filename[:120]!r}: only deflate and store are allowed")
         # ZipInfo cuts a name at NUL; the original tells.
         name = info.orig_filename if "\0" in info.orig_filename or "\\" in info.orig_filename else info.filename
-        yield _Entry(name, info.is_dir(), bool(mode & 0o111), lambda info=info: package.open(info))  # type: ignore[misc]
+        yield _Entry(name, name.endswith("/"), bool(mode & 0o111), lambda info=info: package.open(info))  # type: ignore[misc]
 
 
 def _tar_entries(bundle: tarfile.TarFile) -> Iterator[_Entry]:
     for member in bundle:
-        if not (member.isreg() or member.isdir()):
+        if not (member.isreg() or member.isdir()) or member.type == tarfile.GNUTYPE_SPARSE or member.sparse is not None:
             raise InvalidRequest(
                 f"the archive holds {member.name[:120]!r}: only files and folders are allowed, no links or devices"
             )
@@ -114,7 +119,7 @@ def _tar_entries(bundle: tarfile.TarFile) -> Iterator[_Entry]:
 
 
 def _extract(entries: Iterable[_Entry], to: Path, bounds: Bounds, packed: int) -> None:
-    seen: dict[str, bool] = {}
+    seen: dict[str, tuple[str, bool]] = {}
     total = count = 0
     for entry in entries:
         count += 1
@@ -142,18 +147,20 @@ def _extract(entries: Iterable[_Entry], to: Path, bounds: Bounds, packed: int) -
                 out.write(block)
 
 
-def _check_collision(path: PurePosixPath, folder: bool, seen: dict[str, bool]) -> None:
+def _check_collision(path: PurePosixPath, folder: bool, seen: dict[str, tuple[str, bool]]) -> None:
     """Two names that are one on some file system: refused, because which one wins would depend on it."""
     for parent in list(path.parents)[:-1]:
         key = unicodedata.normalize("NFC", str(parent)).casefold()
-        if seen.setdefault(key, True) is False:
-            raise InvalidRequest(f"the archive holds {str(path)[:120]!r} below a file")
+        if seen.setdefault(key, (str(parent), True)) != (str(parent), True):
+            raise InvalidRequest(
+                f"the archive holds {str(path)[:120]!r} below a file, or below a folder whose name differs in case only"
+            )
     key = unicodedata.normalize("NFC", str(path)).casefold()
-    if key in seen and not (folder and seen[key]):
+    if key in seen and not (folder and seen[key] == (str(path), True)):
         raise InvalidRequest(
             f"the archive holds {str(path)[:120]!r} twice (names that differ only in case count as the same)"
         )
-    seen[key] = folder
+    seen[key] = (str(path), folder)
 
 
 def ignored_by(folder: Path) -> Callable[[str], bool]:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from nanogrid.errors import InvalidRequest, NotFound
+from nanogrid.errors import InvalidRequest
 from nanogrid.local.engine import SqliteEngine
 from nanogrid.model.invocation import ErrorClass, Event, Failure, Invocation, Message, Status, record_of
 from nanogrid.model.names import new_id
@@ -25,7 +25,7 @@ SAFETY_S: Final = 2.0
 """A waiter looks at least so often, should every wake-up be lost."""
 GONE_S: Final = 15.0
 PRUNE_S: Final = 60.0
-PRUNE_STEPS: Final = 20
+PRUNE_STEPS: Final = 60
 """Transactions of one pruning; what is left then waits for the reaper's next round."""
 BATCH: Final = 500
 
@@ -69,7 +69,7 @@ class SqliteState:
             return noted
         found = self._engine.read(rows.SELECT + " WHERE id = ?", id)
         if not found:
-            raise NotFound(f"no invocation {id[:80]!r}: it never was, or its record expired")
+            raise unknown_invocation(id)
         return rows.from_row(found[0])
 
     async def claim(self, message: Message, worker: str, lease_s: float, concurrency: int | None = None) -> Claim:
@@ -199,7 +199,7 @@ class SqliteState:
         def cancel(connection: sqlite3.Connection) -> tuple[Invocation, bool]:
             record = rows.find(connection, id)
             if record is None:
-                raise NotFound(f"no invocation {id[:80]!r}: it never was, or its record expired")
+                raise unknown_invocation(id)
             if record.status is Status.PENDING:
                 record.status, record.ended_at = Status.FAILED, now
                 record.failure = Failure(

@@ -34,8 +34,8 @@ SAVED: Final = (
 )
 CHUNKS: Final = (64, 16, 4, 1)
 """Rows of one statement: the interpreter lock is given up once a statement, not once a row."""
-PRUNED_RECORDS: Final = 2000
-PRUNED_EVENTS: Final = 6000
+PRUNED_RECORDS: Final = 500
+PRUNED_EVENTS: Final = 1500
 """Of one transaction: others wait for the lock meanwhile."""
 SELECT: Final = "SELECT doc, event, result, log, cancel, lease_until FROM invocations"
 
