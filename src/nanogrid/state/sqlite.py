@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from nanogrid.errors import InvalidRequest
+from nanogrid.errors import InvalidRequest, unknown_invocation
 from nanogrid.local.engine import SqliteEngine
 from nanogrid.model.invocation import ErrorClass, Event, Failure, Invocation, Message, Status, record_of
 from nanogrid.model.names import new_id
