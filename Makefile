@@ -50,6 +50,7 @@ check: setup ## format, lint, types, import directions, module length, generated
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python scripts/check_module_length.py
 	$(BIN)/python scripts/write_settings_doc.py --check
+	$(BIN)/python scripts/generate_docs.py --check
 
 fmt: setup ## formats, and fixes what can be fixed by itself
 	$(BIN)/ruff check --fix --quiet .
@@ -60,6 +61,7 @@ bench: setup ## our numbers beside those of peers; JSON=FILE keeps them
 
 docs: setup ## writes what is generated under docs/
 	$(BIN)/python scripts/write_settings_doc.py
+	$(BIN)/python scripts/generate_docs.py
 
 engine: ## a Docker Engine and the base image, on a bare Debian machine
 	scripts/docker-engine.sh

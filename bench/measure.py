@@ -94,12 +94,21 @@ def in_turn(names: Iterable[str], round: int) -> list[str]:
     return order[at:] + order[:at]
 
 
+def _drop(result: Result) -> None:
+    """A figure that only had to be right."""
+
+
 def sync_rounds(
     generator: Generator, targets: list[Target], size: Size, trouble: Trouble, say: Callable[[str], None]
 ) -> Rounds:
     """Every target at every number of connections, round by round. A target that fails once is out."""
     by_name = {target.name: target for target in targets}
     found: Rounds = {name: {count: [] for count in CONNECTIONS} for name in by_name}
+    for name, target in list(by_name.items()):
+        # Pools and threads grow to the size that the load needs; that is no part of a warm call.
+        first = Plan(target.port, target.path, max(CONNECTIONS), target.headers, seconds=size.sync_s)
+        if not trouble.guard(f"{name}, warm-up", lambda plan=first: _drop(generator.drive(plan))):  # type: ignore[misc]
+            del by_name[name]
     for round in range(size.rounds):
         for connections in CONNECTIONS:
             for name in in_turn(by_name, round):

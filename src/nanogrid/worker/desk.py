@@ -130,6 +130,8 @@ class Desk:
     def _settle_direct(self, attempt: Attempt) -> None:
         record = attempt.record
         self.attempts.pop(record.id, None)
+        # What the function told comes before its end.
+        self._flush_events()
         self._on_free()
         if attempt.abandoned:
             return
@@ -162,6 +164,7 @@ class Desk:
 
     def _settle_queued(self, attempt: Attempt) -> None:
         self.attempts.pop(attempt.record.id, None)
+        self._flush_events()
         self._on_free()
         if not attempt.abandoned:
             self._spawn(self._settle(attempt.record, attempt.payload, attempt.receipt, attempt))
@@ -225,7 +228,8 @@ class Desk:
 
     def _flush_events(self) -> None:
         events, self._events = self._events, []
-        self._spawn(self._state.publish(events))
+        if events:
+            self._spawn(self._state.publish(events))
 
     def cancel(self, id: str) -> None:
         """A cancel that is in the state store already."""
