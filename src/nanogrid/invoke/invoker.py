@@ -81,6 +81,10 @@ class Invoker:
         self._waiting: deque[Pending] = deque()
         self._answers: dict[str, Callable[[Answer], None]] = {}
         self._background: set[asyncio.Future[None]] = set()
+        # Ids whose callers have their answer while the record may not be written yet: this sweep's and the last ones'.
+        self._answered: set[str] = set()
+        self._answered_before: set[str] = set()
+        self._swept_at = 0.0
 
     async def serve(self) -> None:
         """Follows the workers and watches deadlines; never returns."""
@@ -142,9 +146,11 @@ class Invoker:
             link.call(self._waiting.popleft())
 
     def _replied(self, pending: Pending, reply: Reply, payload: bytes) -> None:
-        answer = self._answers.pop(pending.message.id, None)
+        id = pending.message.id
+        answer = self._answers.pop(id, None)
         if answer is not None:
-            answer(Answer(pending.message.id, reply, payload))
+            self._answered.add(id)
+            answer(Answer(id, reply, payload))
 
     def _unsettled(self, pending: Pending, reason: str) -> None:
         if pending.message.id not in self._answers:
@@ -170,6 +176,9 @@ class Invoker:
 
     def _sweep(self) -> None:
         now = time.monotonic()
+        if now - self._swept_at > YOUNG_S:
+            self._swept_at = now
+            self._answered_before, self._answered = self._answered, set()
         while self._waiting and now - self._waiting[0].since > ROOM_WAIT_S:
             self._spawn(self._through_queue(self._waiting.popleft()))
         for link in self.links:
@@ -336,18 +345,21 @@ class Invoker:
         return record.result or b""
 
     async def find(self, id: str) -> Invocation:
-        """The record of an invocation; waits for one so young that its worker has not written it yet.
+        """The record of an invocation; waits for what its worker writes behind an answer that was given already.
 
         Raises:
             NotFound: it never was, or its record expired.
         """
         until = self._clock() + YOUNG_S
         while True:
+            late = self._clock() > until
             try:
-                return await self._state.get(id)
+                record = await self._state.get(id)
+                if record.done or late or (id not in self._answered and id not in self._answered_before):
+                    return record
             except NotFound:
                 made = made_at(id)
-                if made is None or not 0 <= self._clock() - made < 10 * YOUNG_S or self._clock() > until:
+                if made is None or not 0 <= self._clock() - made < 10 * YOUNG_S or late:
                     raise
             await asyncio.sleep(0.01)
 
